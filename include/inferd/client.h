@@ -1,0 +1,265 @@
+/* client.h: libinferclient, the way a program uses inferd.
+ *
+ *     struct infer_conn *c;
+ *     struct infer_request r;
+ *     struct infer_event e;
+ *     uint32_t id;
+ *
+ *     infer_connect(NULL, &c);
+ *     infer_request_default(&r);
+ *     r.text = "What is tar?";
+ *     infer_submit(c, &r, &id);
+ *     while (infer_next(c, id, -1, &e) == 1 && e.kind != INFER_EVENT_DONE)
+ *         fwrite(e.text, 1, e.text_bytes, stdout);
+ *     infer_close(c);
+ *
+ * (client/examples/hello.c is this with errors handled.)
+ *
+ * Return values: 0 or positive is success, negative is minus an INFER_E_ code of errors.h;
+ * infer_strerror() makes a sentence of it and infer_detail() adds what is particular to this case.
+ * Out-parameters (ret_*) are untouched on failure.
+ *
+ * Threads. A connection may be used by several threads: submit, cancel and the one-shot calls take
+ * a lock. infer_next() may wait in one thread at a time; a second gets INFER_E_BUSY. Different
+ * connections share nothing.
+ *
+ * Lost daemon. When the daemon dies, every unfinished request ends with a DONE event whose error
+ * is INFER_E_DAEMON_LOST, within 100 ms also for a sleeping infer_next(). The next infer_submit()
+ * or one-shot call connects again, with the same struct infer_conn.
+ *
+ * Fork. A child may not use its parent's connection: its first call on it notices, forgets the
+ * parent's requests and connects anew. The parent is not disturbed.
+ *
+ * The library never logs, never exits, never touches signals, environment (but for reading
+ * INFERD_SOCKET and XDG_RUNTIME_DIR) or the working directory, and needs libc alone. */
+#ifndef INFERD_CLIENT_H
+#define INFERD_CLIENT_H
+
+#include "errors.h"
+#include "limits.h"
+#include "sampling.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct infer_conn;
+
+/* ---- connection ------------------------------------------------------------------------------ */
+
+struct infer_connect_options {
+    const char *socket;          /* NULL: $INFERD_SOCKET, then $XDG_RUNTIME_DIR/inferd.sock when it
+                                    exists, then /run/inferd/inferd.sock */
+    const char *client_name;     /* shown by `inferctl status`; NULL: the program's name */
+    uint32_t request_ring_bytes; /* 0: default; limits.h has the bounds */
+    uint32_t token_ring_bytes;
+    uint32_t spin_us; /* how long infer_next() polls before it sleeps; 0: 20; UINT32_MAX: ever */
+};
+
+/* Connects and maps the rings. options may be NULL. On failure nothing is held and *ret_conn is
+ * untouched; infer_detail(NULL) tells more (per thread). */
+int infer_connect(const struct infer_connect_options *options, struct infer_conn **ret_conn);
+
+/* Ends all requests and frees everything. NULL is allowed. */
+void infer_close(struct infer_conn *conn);
+
+/* A descriptor that is readable when infer_next() has something to give, or the daemon is gone;
+ * for poll, epoll, GLib, Qt. Owned by the connection; do not read it, call infer_next(.., 0, ..)
+ * until that returns 0. It changes after a reconnect. Negative code on failure. */
+int infer_poll_fd(struct infer_conn *conn);
+
+/* Version of the daemon at the other end ("0.1.0"), and of this library. */
+const char *infer_daemon_version(struct infer_conn *conn);
+const char *infer_version(void);
+
+/* ---- requests -------------------------------------------------------------------------------- */
+
+struct infer_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *content;
+};
+
+/* Give exactly one of text, messages or tokens. Nothing is kept after infer_submit() returns. */
+struct infer_request {
+    uint32_t bytes;                       /* sizeof(struct infer_request) as the caller knows it */
+    uint32_t op;                          /* 0: generate */
+    const char *model;                    /* NULL: the only model, or the first configured */
+    const char *text;                     /* any bytes; not necessarily UTF-8 */
+    size_t text_bytes;                    /* 0: strlen(text) */
+    const struct infer_message *messages; /* rendered with the model's chat template */
+    size_t n_messages;
+    const int32_t *tokens; /* taken as they are */
+    size_t n_tokens;
+    int parse_special;        /* text may name special tokens, such as <|im_start|> */
+    int no_bos;               /* do not prepend BOS where the model's file asks for it */
+    int want_prompt;          /* a PROMPT event with the prompt's token ids comes first */
+    int show_special;         /* special tokens of the answer appear in its text */
+    const char *const *stops; /* answers end before any of these strings */
+    size_t n_stops;
+    const struct infer_logit_bias *biases;
+    size_t n_biases;
+    struct infer_sampling sampling;
+};
+
+/* Zeroes the request and sets the defaults of sampling.h. */
+void infer_request_default(struct infer_request *request);
+
+/* Queues a request. Returns as soon as it is in the ring; waits (without bound, but for a lost
+ * daemon) only while the ring is full. *ret_id names it on this connection. Errors found here:
+ * INVALID, REQUEST_TOO_LARGE, DAEMON_ABSENT, DAEMON_LOST; the daemon's come as DONE events. */
+int infer_submit(struct infer_conn *conn, const struct infer_request *request, uint32_t *ret_id);
+
+/* Asks the daemon to stop a request within one step. Its DONE event still comes (finish CANCEL, or
+ * whatever was on its way). INFER_E_NOT_FOUND when it is already over. */
+int infer_cancel(struct infer_conn *conn, uint32_t id);
+
+/* ---- events ---------------------------------------------------------------------------------- */
+
+enum infer_event_kind {
+    INFER_EVENT_QUEUED = 1, /* admitted */
+    INFER_EVENT_PROMPT = 2, /* tokens of the prompt, when asked for */
+    INFER_EVENT_TOKEN = 3,  /* one token, or text alone (has_token 0) */
+    INFER_EVENT_RESULT = 4, /* a part of the result of a score, tokenize, ... request */
+    INFER_EVENT_DONE = 5,   /* the last one */
+};
+
+enum infer_finish {
+    INFER_FINISH_NONE = 0,
+    INFER_FINISH_STOP = 1,   /* an end-of-generation token */
+    INFER_FINISH_STRING = 2, /* a stop string */
+    INFER_FINISH_LENGTH = 3, /* max_tokens, or the context is full */
+    INFER_FINISH_CANCEL = 4,
+    INFER_FINISH_ERROR = 5,
+};
+
+/* "stop", "string", "length", "cancel", "error"; "" for others. */
+const char *infer_finish_name(uint32_t finish);
+
+struct infer_event {
+    uint32_t kind;    /* enum infer_event_kind */
+    uint32_t request; /* whose */
+    /* QUEUED */
+    uint64_t id;
+    uint32_t position;
+    /* QUEUED, DONE */
+    uint32_t n_prompt;
+    /* PROMPT */
+    const int32_t *tokens;
+    size_t n_tokens;
+    /* TOKEN */
+    int has_token;
+    int32_t token;
+    uint32_t index;
+    float logprob;
+    const struct infer_logprob *top;
+    size_t n_top;
+    /* TOKEN: text; DONE: the error's detail; RESULT: raw bytes. Not NUL-terminated by contract,
+     * though a NUL does follow. Whole UTF-8 sequences only. */
+    const char *text;
+    size_t text_bytes;
+    /* RESULT */
+    uint32_t result; /* enum infer_abi_result of abi.h */
+    /* DONE */
+    int error;       /* 0 or a (positive) INFER_E_ code */
+    uint32_t finish; /* enum infer_finish */
+    uint32_t n_generated;
+    uint32_t n_prompt_cached;
+    uint64_t queue_us, prefill_us, decode_us;
+};
+
+/* The next event of request id (0: of any request), waiting at most timeout_ms (-1: for ever, 0:
+ * not at all). 1: *ret_event is set, its pointers valid until the next call of infer_next() on
+ * this connection. 0: nothing within the time. INFER_E_NOT_FOUND: id is no unfinished request.
+ * Events of other requests are kept for their own callers. */
+int infer_next(struct infer_conn *conn, uint32_t id, int timeout_ms, struct infer_event *ret_event);
+
+/* ---- one-shot calls: submit, wait, gather ------------------------------------------------------
+ */
+
+/* All of these wait for the daemon's answer (timeout: 60 s of silence is DAEMON_LOST) and return
+ * memory that the caller frees with infer_free(). */
+void infer_free(void *memory);
+
+struct infer_model {
+    uint32_t bytes; /* sizeof(struct infer_model) at the daemon */
+    char name[INFER_MODEL_NAME_MAX];
+    char architecture[32];
+    char description[64];   /* "46.2M Q6_K" */
+    char backend[64];       /* "cpu: AVX-512 VNNI, 2 threads" */
+    char chat_template[32]; /* "chatml", or "" when there is none that the daemon knows */
+    uint32_t n_vocab, n_context, n_embd, n_layers;
+    uint64_t n_parameters;
+    uint64_t weights_bytes, state_bytes, scratch_bytes;
+    int32_t bos, eos; /* -1: none */
+    uint32_t add_bos; /* the file asks for BOS before text */
+    uint32_t reserved;
+};
+
+int infer_models(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
+
+struct infer_status {
+    uint32_t bytes; /* sizeof(struct infer_status) at the daemon */
+    uint32_t pid;
+    char version[32];
+    char event_loop[16]; /* "io_uring" or "epoll" */
+    uint64_t uptime_us;
+    uint64_t memory_bytes;     /* resident */
+    uint64_t memory_available; /* of the machine */
+    uint32_t n_models, n_sessions;
+    uint32_t n_running, n_waiting, n_parked;
+    uint32_t n_pages, n_pages_used;
+    uint32_t page_tokens;
+    uint64_t n_requests, n_failed;      /* since start */
+    uint64_t n_prompt_tokens, n_tokens; /* since start */
+    double prompt_tokens_per_s;         /* over the steps of the last 10 s that did such work */
+    double tokens_per_s;
+    uint64_t n_steps;
+    uint64_t reserved[8];
+};
+
+int infer_status(struct infer_conn *conn, struct infer_status *ret_status);
+
+int infer_tokenize(struct infer_conn *conn, const char *model, const char *text, size_t text_bytes,
+                   int add_bos, int parse_special, int32_t **ret_tokens, size_t *ret_n);
+
+/* *ret_text is NUL-terminated; its bytes are counted without. */
+int infer_detokenize(struct infer_conn *conn, const char *model, const int32_t *tokens, size_t n,
+                     int show_special, char **ret_text, size_t *ret_bytes);
+
+/* Log-probability of each token given those before it; logprob of the first is NaN. top holds
+ * n_top entries per token (NULL when n_top is 0), those of the first token are NaN too. */
+struct infer_scores {
+    size_t n;
+    int32_t *tokens;
+    float *logprobs;
+    uint32_t n_top;
+    struct infer_logprob *top; /* [n][n_top] */
+};
+
+/* Scores request->text or request->tokens; no_bos and parse_special are honoured. Free with
+ * infer_scores_free(). */
+int infer_score(struct infer_conn *conn, const struct infer_request *request, uint32_t n_top,
+                struct infer_scores *ret_scores);
+void infer_scores_free(struct infer_scores *scores);
+
+/* ---- errors ------------------------------------------------------------------------------------
+ */
+
+/* A sentence for a code of errors.h or an errno, of either sign. Static memory. */
+const char *infer_strerror(int code);
+/* "UNKNOWN_MODEL" and the like; "" for an unknown code. */
+const char *infer_error_name(int code);
+/* inferctl's exit status for a code. */
+int infer_error_exit(int code);
+/* What is particular to the last failure on this connection (NULL: of infer_connect() in this
+ * thread), or "". Valid until the next call on the connection. */
+const char *infer_detail(struct infer_conn *conn);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,73 @@
+/* sampling.h: the parameters of one answer, from the client's call to the backend's batch.
+ *
+ * One struct travels unchanged from libinferclient through the request ring and the scheduler to
+ * the code that picks the token, so that there is one place to read what a parameter means. The
+ * order in which they act is fixed and the one llama.cpp's users know:
+ *
+ *   logit bias, penalties, top-k, typical, top-p, min-p, temperature, draw.
+ *
+ * Layout is part of the protocol: fields are only ever appended, `bytes` says how many the sender
+ * knew, and the reader takes the rest from infer_sampling_default(). */
+#ifndef INFERD_SAMPLING_H
+#define INFERD_SAMPLING_H
+
+#include <stdint.h>
+#include <string.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct infer_sampling {
+    uint32_t bytes;      /* sizeof(struct infer_sampling) as the caller knows it */
+    uint32_t max_tokens; /* stop after so many tokens; 0: to the end of the context */
+    uint64_t seed;       /* same seed, model and backend: same tokens; 0: the daemon draws one */
+    float temperature;   /* 0: greedy (all below but bias and penalties are ignored); 0..100 */
+    uint32_t top_k;      /* keep the k most likely; 0: all of them */
+    float top_p;         /* keep the smallest set with this probability; (0, 1], 1: off */
+    float min_p;     /* keep tokens at least min_p times as likely as the best; [0, 1], 0: off */
+    float typical_p; /* locally typical sampling, arXiv:2202.00666; (0, 1], 1: off */
+    float
+        repetition_penalty;  /* divide positive, multiply negative logits of seen tokens; (0, 10] */
+    float frequency_penalty; /* subtract this times the count of the token; [-10, 10] */
+    float presence_penalty;  /* subtract this if the token was seen; [-10, 10] */
+    uint32_t
+        penalty_window;  /* how many last tokens count as seen, prompt included; 0: penalties off */
+    uint32_t logprobs;   /* log-probabilities of the N best per token; 0: none; INFER_TOP_MAX */
+    uint32_t ignore_eos; /* 1: go on after an end token (it is never drawn then) */
+    uint32_t reserved;   /* zero */
+};
+
+/* The defaults of every client, chosen to be llama.cpp's so that answers can be compared. */
+static inline void infer_sampling_default(struct infer_sampling *s)
+{
+    memset(s, 0, sizeof *s);
+    s->bytes = (uint32_t)sizeof *s;
+    s->max_tokens = 512;
+    s->temperature = 0.8f;
+    s->top_k = 40;
+    s->top_p = 0.95f;
+    s->min_p = 0.05f;
+    s->typical_p = 1.0f;
+    s->repetition_penalty = 1.0f;
+    s->penalty_window = 64;
+}
+
+/* One entry of the logit bias list: added to the logit before anything else; -INFINITY bans. */
+struct infer_logit_bias {
+    int32_t token;
+    float bias;
+};
+
+/* A token and its natural log-probability under the model's raw distribution (before bias,
+ * penalties and temperature). */
+struct infer_logprob {
+    int32_t token;
+    float logprob;
+};
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

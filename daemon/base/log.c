@@ -1,0 +1,54 @@
+/* log.c: see log.h. Threads: the level is one atomic word, a line is one write. */
+#include "base/log.h"
+
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static atomic_int level_max = LOG_LEVEL_INFO;
+
+void log_set_level(int level)
+{
+    atomic_store_explicit(&level_max, level, memory_order_relaxed);
+}
+
+int log_level(void)
+{
+    return atomic_load_explicit(&level_max, memory_order_relaxed);
+}
+
+static int put_prefix(char *line, size_t size, int level)
+{
+    static const char *const names[] = {"", "", "", "error", "warning", "", "info", "debug"};
+
+    if (getenv("JOURNAL_STREAM") != NULL)
+        return snprintf(line, size, "<%d>", level);
+    struct timespec now;
+    struct tm tm;
+    clock_gettime(CLOCK_REALTIME, &now);
+    localtime_r(&now.tv_sec, &tm);
+    return snprintf(line, size, "%02d:%02d:%02d.%03ld inferd %s: ", tm.tm_hour, tm.tm_min,
+                    tm.tm_sec, now.tv_nsec / 1000000, names[level & 7]);
+}
+
+void log_line(int level, const char *format, ...)
+{
+    if (level > log_level())
+        return;
+    char line[2048];
+    int n = put_prefix(line, sizeof line, level);
+    va_list args;
+    va_start(args, format);
+    int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, args);
+    va_end(args);
+    size_t total = strnlen(line, sizeof line - 1);
+    if (m >= 0) {
+        line[total++] = '\n';
+        ssize_t written = write(STDERR_FILENO, line, total);
+        (void)written; /* nowhere to say that the log is gone */
+    }
+}

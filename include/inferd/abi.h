@@ -7,7 +7,8 @@
  *                      [0] the request file   memfd, sealed; the client maps it read-write
  *                      [1] the token file     memfd, sealed FUTURE_WRITE too; mapped read-only
  *                      [2] the doorbell       eventfd; the client writes it to wake the daemon
- *                      [3] the bell           eventfd; the daemon writes it to wake the client
+ *                      [3] the bell           reading end of a pipe; the daemon writes 8 bytes
+ *                                             to wake the client
  *
  * After that the socket carries nothing: its closing tells each side that the other is gone.
  *
@@ -16,6 +17,12 @@
  *
  *   request file:  infer_abi_client_words | data of the request ring (at INFER_ABI_DATA_OFFSET)
  *   token file:    infer_abi_daemon_words | data of the token ring   (at INFER_ABI_DATA_OFFSET)
+ *
+ * The bell is a pipe and not an eventfd because a client shares the open file: it could fill an
+ * eventfd's counter, make it blocking, and stop the daemon in write(2).
+ *
+ * Wake-ups. Having rung, the daemon does not ring again before token_head moves; so a client stores
+ * token_head before it stores waiting, and looks at token_tail once more before it sleeps.
  *
  * Negotiation. The daemon picks the largest version both know. Within a version structs only grow
  * at their end: a sender says how many bytes of a struct it knows (`bytes`, `fixed_bytes`), a
@@ -131,7 +138,7 @@ enum infer_abi_op {
 };
 
 enum infer_abi_input {
-    INFER_ABI_TEXT = 1,     /* bytes, no NUL; need not be UTF-8 */
+    INFER_ABI_TEXT = 1,     /* bytes without a terminating NUL; need not be UTF-8 */
     INFER_ABI_MESSAGES = 2, /* infer_abi_message, role, content, repeated; no padding */
     INFER_ABI_TOKENS = 3,   /* int32_t ids */
 };
@@ -221,7 +228,7 @@ struct infer_abi_score {
 struct infer_abi_done {
     struct infer_abi_record head;
     int32_t error;   /* 0 or an INFER_E_ code */
-    uint32_t finish; /* enum infer_finish of client.h */
+    uint32_t finish; /* enum infer_finish of sampling.h */
     uint32_t n_prompt, n_tokens;
     uint32_t n_prompt_cached; /* prompt tokens that cost no prefill */
     uint32_t detail_bytes;

@@ -288,7 +288,7 @@ struct infer_backend_api {
 };
 
 /* The one exported function; the table is static and constant. */
-const struct infer_backend_api *infer_backend_v1(void);
+__attribute__((visibility("default"))) const struct infer_backend_api *infer_backend_v1(void);
 typedef const struct infer_backend_api *(*infer_backend_entry)(void);
 
 #ifdef __cplusplus

@@ -68,7 +68,7 @@ void infer_close(struct infer_conn *conn);
 
 /* A descriptor that is readable when infer_next() has something to give, or the daemon is gone;
  * for poll, epoll, GLib, Qt. Owned by the connection; do not read it, call infer_next(.., 0, ..)
- * until that returns 0. It changes after a reconnect. Negative code on failure. */
+ * until that returns 0. It stays the same over a reconnect. Negative code on failure. */
 int infer_poll_fd(struct infer_conn *conn);
 
 /* Version of the daemon at the other end ("0.1.0"), and of this library. */
@@ -126,16 +126,8 @@ enum infer_event_kind {
     INFER_EVENT_DONE = 5,   /* the last one */
 };
 
-enum infer_finish {
-    INFER_FINISH_NONE = 0,
-    INFER_FINISH_STOP = 1,   /* an end-of-generation token */
-    INFER_FINISH_STRING = 2, /* a stop string */
-    INFER_FINISH_LENGTH = 3, /* max_tokens, or the context is full */
-    INFER_FINISH_CANCEL = 4,
-    INFER_FINISH_ERROR = 5,
-};
-
-/* "stop", "string", "length", "cancel", "error"; "" for others. */
+/* A name for enum infer_finish of sampling.h: "stop", "string", "length", "cancel", "error"; "" for
+ * others. */
 const char *infer_finish_name(uint32_t finish);
 
 struct infer_event {

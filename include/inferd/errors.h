@@ -24,7 +24,7 @@
     X(UNKNOWN_MODEL,     1010, 4, "no such model is served; 'inferctl models' lists those that are") \
     X(PROMPT_TOO_LONG,   1011, 4, "the prompt does not fit the model's context; shorten it or serve a larger context") \
     X(PROMPT_EMPTY,      1012, 4, "the prompt holds no token; give a text, messages or token ids") \
-    X(BAD_PARAMETER,     1013, 4, "a sampling parameter is out of range; the detail names it and its range") \
+    X(BAD_PARAMETER,     1013, 4, "a parameter is out of range") \
     X(BAD_TOKEN,         1014, 4, "a token id lies outside the model's vocabulary") \
     X(BAD_REQUEST,       1015, 4, "the request record is malformed; update the client library") \
     X(REQUEST_TOO_LARGE, 1016, 4, "the request is larger than the daemon takes; split it") \

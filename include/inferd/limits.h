@@ -36,7 +36,7 @@
 
 /* Requests of one session that are queued or running. */
 #define INFER_SESSION_REQUESTS_MAX 256u
-/* Sessions of one daemon: each costs two mappings, four descriptors and its rings. */
+/* Sessions of one daemon: each costs two mappings, six descriptors and its rings. */
 #define INFER_SESSIONS_MAX 1024u
 /* Sequences that the scheduler knows, waiting ones included. */
 #define INFER_SEQUENCES_MAX 4096u

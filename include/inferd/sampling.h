@@ -53,6 +53,16 @@ static inline void infer_sampling_default(struct infer_sampling *s)
     s->penalty_window = 64;
 }
 
+/* Why an answer ended. */
+enum infer_finish {
+    INFER_FINISH_NONE = 0,
+    INFER_FINISH_STOP = 1,   /* an end-of-generation token */
+    INFER_FINISH_STRING = 2, /* a stop string */
+    INFER_FINISH_LENGTH = 3, /* max_tokens, or the context is full */
+    INFER_FINISH_CANCEL = 4,
+    INFER_FINISH_ERROR = 5,
+};
+
 /* One entry of the logit bias list: added to the logit before anything else; -INFINITY bans. */
 struct infer_logit_bias {
     int32_t token;

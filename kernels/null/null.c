@@ -1,0 +1,468 @@
+/* null.c: a backend without a model behind it: deterministic tokens, scripted delays and faults.
+ *
+ * Everything around a backend is tested and measured with it: the rings, the scheduler, fairness,
+ * what a user sees when a device fails. It keeps no weights, but checks that each row of each
+ * tensor comes exactly once and in order. It keeps pages, so that sharing, copying and zeroing of
+ * sequence state can be seen: row `position` of a page is the token id that was computed there,
+ * plus one; zero is a row never written.
+ *
+ * The token drawn at a row is a hash of the sampling seed, the row's token and its position, mapped
+ * to the ids 3 and up (0 .. 2 are control tokens by custom), past tokens banned by a bias of minus
+ * infinity. The distribution it pretends to has that token first and those with the next ids after
+ * it: the log-probability of the token d ids further on (around the vocabulary's end) is
+ * -0.5 - 0.25 * min(d, 100).
+ *
+ * Options, all whole numbers:
+ *   delay_us=N       each run() takes at least N microseconds ...
+ *   row_delay_us=N   ... and N more per row; up to SPIN_US in all by spinning, else by sleeping
+ *   fail_step=N      the N-th run() fails with -EIO, those after it do not
+ *   lose_step=N      the N-th run() and all after it fail with -ENODEV
+ *   eos_after=N,eos=ID   the token drawn for position N or a later one is ID
+ *   refuse=1         model_open() fails with -ENOMEM
+ *   page_bytes=N     pages are at least so large
+ *
+ * Threads: one caller at a time. A single-row step without delay takes well under a microsecond:
+ * run() allocates nothing, and reads no clock unless a delay is asked for. */
+#include "inferd/backend.h"
+#include "ref/options.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* A delay up to this is spun away: the kernel's timer slack alone is 50 us. */
+#define SPIN_US 200u
+
+/* Bounds of the options: a minute's delay, a page of a large model. */
+#define DELAY_US_MAX   60000000u
+#define PAGE_BYTES_MAX (1u << 30)
+
+#define FIRST_TOKEN 3u
+
+struct null_options {
+    uint64_t delay_us, row_delay_us;
+    uint64_t fail_step, lose_step;
+    uint64_t eos_after, eos;
+    uint64_t refuse, page_bytes;
+};
+
+struct infer_backend {
+    const struct infer_host *host;
+    struct null_options options;
+    uint64_t n_runs; /* of all models */
+    char error[256];
+};
+
+struct infer_backend_model {
+    struct infer_backend *backend;
+    const struct infer_plan *plan;
+    struct infer_state_config state;
+    uint64_t *n_written; /* rows of each tensor */
+    uint8_t *pages;
+    uint64_t page_bytes, pages_bytes, model_bytes;
+    bool ready;
+};
+
+static _Thread_local char open_error[256] = "the backend is not open";
+
+static int fail(struct infer_backend *backend, int error, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static int fail(struct infer_backend *backend, int error, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(backend ? backend->error : open_error, sizeof backend->error, format, arguments);
+    va_end(arguments);
+    return error;
+}
+
+/* ---- opening ----------------------------------------------------------------------------- */
+
+static int option_set(struct null_options *options, const struct ref_option *option)
+{
+    const struct {
+        const char *key;
+        uint64_t *field;
+        uint64_t max;
+    } known[] = {
+        {"delay_us", &options->delay_us, DELAY_US_MAX},
+        {"row_delay_us", &options->row_delay_us, DELAY_US_MAX},
+        {"fail_step", &options->fail_step, UINT64_MAX},
+        {"lose_step", &options->lose_step, UINT64_MAX},
+        {"eos_after", &options->eos_after, UINT32_MAX},
+        {"eos", &options->eos, INFER_VOCAB_MAX - 1},
+        {"refuse", &options->refuse, 1},
+        {"page_bytes", &options->page_bytes, PAGE_BYTES_MAX},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(option->key, known[i].key) != 0)
+            continue;
+        if (option->value > known[i].max)
+            return fail(NULL, -EINVAL, "the null backend's option %s is at most %llu", option->key,
+                        (unsigned long long)known[i].max);
+        *known[i].field = option->value;
+        return 0;
+    }
+    return fail(NULL, -EINVAL, "the null backend has no option '%s'", option->key);
+}
+
+static int null_open(const struct infer_host *host, const char *text, struct infer_backend **ret)
+{
+    struct null_options options = {0};
+    struct ref_option option;
+    const char *cursor = text != NULL ? text : "";
+    int got;
+
+    if (host->abi != INFER_BACKEND_ABI)
+        return fail(NULL, -EINVAL, "the daemon speaks backend version %u, this is %u", host->abi,
+                    INFER_BACKEND_ABI);
+    while ((got = ref_option_next(&cursor, &option)) > 0) {
+        int error = option_set(&options, &option);
+        if (error != 0)
+            return error;
+    }
+    if (got < 0)
+        return fail(NULL, -EINVAL, "options are key=number,key=number, not '%.100s'", cursor);
+    struct infer_backend *backend = host->memory_take(host->ctx, sizeof *backend);
+    if (backend == NULL)
+        return fail(NULL, -ENOMEM, "no memory for the backend");
+    backend->host = host;
+    backend->options = options;
+    *ret = backend;
+    return 0;
+}
+
+static void null_close(struct infer_backend *backend)
+{
+    if (backend != NULL)
+        backend->host->memory_give(backend->host->ctx, backend, sizeof *backend);
+}
+
+static const char *null_last_error(const struct infer_backend *backend)
+{
+    return backend != NULL ? backend->error : open_error;
+}
+
+static void null_describe(const struct infer_backend *backend, struct infer_device *ret)
+{
+    (void)backend;
+    memset(ret, 0, sizeof *ret);
+    snprintf(ret->name, sizeof ret->name, "no device, made-up tokens");
+}
+
+static int null_estimate(struct infer_backend *backend, const struct infer_plan *plan,
+                         const struct infer_state_config *state, struct infer_estimate *ret)
+{
+    struct infer_estimate estimate = {0};
+    if (plan->shape.n_vocab == 0 || plan->shape.n_vocab > INFER_VOCAB_MAX)
+        return fail(backend, -EINVAL, "a vocabulary of %u tokens", plan->shape.n_vocab);
+    if (state->page_tokens == 0 || state->n_pages == 0)
+        return fail(backend, -EINVAL, "%u pages of %u tokens", state->n_pages, state->page_tokens);
+    estimate.page_bytes = (uint64_t)state->page_tokens * sizeof(uint32_t);
+    if (estimate.page_bytes < backend->options.page_bytes)
+        estimate.page_bytes = backend->options.page_bytes;
+    estimate.page_bytes = (estimate.page_bytes + 63) & ~(uint64_t)63;
+    estimate.scratch_bytes =
+        sizeof(struct infer_backend_model) + (uint64_t)plan->n_tensors * sizeof(uint64_t);
+    *ret = estimate;
+    return 0;
+}
+
+static void null_model_close(struct infer_backend_model *model)
+{
+    if (model == NULL)
+        return;
+    const struct infer_host *host = model->backend->host;
+    if (model->pages != NULL)
+        host->memory_give(host->ctx, model->pages, model->pages_bytes);
+    host->memory_give(host->ctx, model, model->model_bytes);
+}
+
+static int null_model_open(struct infer_backend *backend, const struct infer_plan *plan,
+                           const struct infer_state_config *state, struct infer_backend_model **ret)
+{
+    const struct infer_host *host = backend->host;
+    struct infer_estimate estimate = {0};
+    int error = null_estimate(backend, plan, state, &estimate);
+    if (error != 0)
+        return error;
+    if (backend->options.refuse)
+        return fail(backend, -ENOMEM, "no memory for the model: refuse=1 asks for this");
+
+    struct infer_backend_model *model = host->memory_take(host->ctx, estimate.scratch_bytes);
+    if (model == NULL)
+        return fail(backend, -ENOMEM, "no memory for the model");
+    model->backend = backend;
+    model->plan = plan;
+    model->state = *state;
+    model->n_written = (uint64_t *)(model + 1);
+    model->model_bytes = estimate.scratch_bytes;
+    model->page_bytes = estimate.page_bytes;
+    /* 32 bits times at most 34: no overflow. */
+    model->pages_bytes = estimate.page_bytes * state->n_pages;
+    model->pages = host->memory_take(host->ctx, model->pages_bytes);
+    if (model->pages == NULL) {
+        null_model_close(model);
+        return fail(backend, -ENOMEM, "no memory for %u pages", state->n_pages);
+    }
+    *ret = model;
+    return 0;
+}
+
+static int null_tensor_write(struct infer_backend_model *model, uint32_t tensor, uint64_t first_row,
+                             uint64_t n_rows, const void *rows)
+{
+    struct infer_backend *backend = model->backend;
+    if (tensor >= model->plan->n_tensors || rows == NULL)
+        return fail(backend, -EINVAL, "there is no tensor %u, or no rows", tensor);
+    const struct infer_tensor *info = &model->plan->tensors[tensor];
+    uint64_t *n_written = &model->n_written[tensor];
+    if (first_row != *n_written || n_rows > info->n_rows - first_row)
+        return fail(backend, -EINVAL, "tensor %.64s: rows %llu + %llu after %llu of %llu",
+                    info->name, (unsigned long long)first_row, (unsigned long long)n_rows,
+                    (unsigned long long)*n_written, (unsigned long long)info->n_rows);
+    *n_written += n_rows;
+    return 0;
+}
+
+static int null_model_ready(struct infer_backend_model *model)
+{
+    for (uint32_t i = 0; i < model->plan->n_tensors; i++) {
+        if (model->n_written[i] != model->plan->tensors[i].n_rows)
+            return fail(model->backend, -EINVAL, "tensor %.64s: %llu of %llu rows came",
+                        model->plan->tensors[i].name, (unsigned long long)model->n_written[i],
+                        (unsigned long long)model->plan->tensors[i].n_rows);
+    }
+    model->ready = true;
+    return 0;
+}
+
+/* ---- a step ------------------------------------------------------------------------------ */
+
+/* The finalizer of splitmix64: every bit of the result depends on every bit of the argument. */
+static uint64_t mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebu;
+    return x ^ x >> 31;
+}
+
+static bool banned(const struct infer_batch_output *output, int32_t token)
+{
+    for (uint32_t i = 0; i < output->n_bias; i++) {
+        if (output->bias[i].token == token && output->bias[i].bias == -INFINITY)
+            return true;
+    }
+    return false;
+}
+
+static int32_t choose(const struct infer_backend_model *model,
+                      const struct infer_batch_output *output, int32_t previous, uint32_t position)
+{
+    const struct null_options *options = &model->backend->options;
+    uint32_t n_vocab = model->plan->shape.n_vocab;
+    uint32_t first = n_vocab > FIRST_TOKEN ? FIRST_TOKEN : 0;
+    uint64_t seed = output->sample && output->sampling != NULL ? output->sampling->seed : 0;
+    uint64_t hash = mix(mix(seed) ^ ((uint64_t)(uint32_t)previous << 32 | position));
+    /* The high half times the range: a share of the range without a division. */
+    uint32_t token = first + (uint32_t)((hash >> 32) * (n_vocab - first) >> 32);
+
+    if (options->eos_after > 0 && (uint64_t)position + 1 >= options->eos_after &&
+        options->eos < n_vocab && !banned(output, (int32_t)options->eos))
+        return (int32_t)options->eos;
+    for (uint32_t tries = 0; tries < output->n_bias && banned(output, (int32_t)token); tries++)
+        token = token + 1 < n_vocab ? token + 1 : first;
+    return (int32_t)token;
+}
+
+static float made_up_logprob(uint32_t n_vocab, int32_t chosen, int32_t token)
+{
+    uint32_t distance =
+        token >= chosen ? (uint32_t)(token - chosen) : n_vocab - (uint32_t)(chosen - token);
+    return -0.5f - 0.25f * (float)(distance < 100 ? distance : 100);
+}
+
+static void fill(const struct infer_backend_model *model, struct infer_batch_output *output,
+                 int32_t chosen)
+{
+    uint32_t n_vocab = model->plan->shape.n_vocab;
+    uint32_t n_top = output->n_top < INFER_TOP_MAX ? output->n_top : INFER_TOP_MAX;
+
+    if (output->sample)
+        output->token = chosen;
+    if (output->n_top > 0 || output->target >= 0)
+        output->logprob = made_up_logprob(n_vocab, chosen, chosen);
+    if (output->target >= 0)
+        output->target_logprob = made_up_logprob(n_vocab, chosen, output->target);
+    for (uint32_t i = 0; i < n_top; i++) {
+        int32_t token = (int32_t)(((uint32_t)chosen + i) % n_vocab);
+        output->top[i].token = i < n_vocab ? token : -1;
+        output->top[i].logprob = i < n_vocab ? made_up_logprob(n_vocab, chosen, token) : -INFINITY;
+    }
+    for (uint32_t i = 0; output->logits != NULL && i < n_vocab; i++)
+        output->logits[i] = made_up_logprob(n_vocab, chosen, (int32_t)i);
+}
+
+/* Writes the rows' tokens into the sequence's pages. */
+static bool store_rows(struct infer_backend_model *model, const struct infer_batch *batch,
+                       const struct infer_batch_seq *seq)
+{
+    uint32_t page_tokens = model->state.page_tokens;
+    if (seq->first_row > batch->n_rows || seq->n_rows > batch->n_rows - seq->first_row)
+        return false;
+    for (uint32_t i = 0; i < seq->n_rows; i++) {
+        uint32_t position = seq->position + i, index = position / page_tokens;
+        if (index >= seq->n_pages || seq->pages[index] >= model->state.n_pages)
+            return false;
+        uint32_t row = (uint32_t)batch->tokens[seq->first_row + i] + 1;
+        memcpy(model->pages + seq->pages[index] * model->page_bytes +
+                   position % page_tokens * sizeof row,
+               &row, sizeof row);
+    }
+    return true;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void delay(uint64_t us)
+{
+    uint64_t end = now_ns() + us * 1000;
+    if (us <= SPIN_US) {
+        while (now_ns() < end)
+            ;
+        return;
+    }
+    struct timespec until = {.tv_sec = (time_t)(end / 1000000000u),
+                             .tv_nsec = (long)(end % 1000000000u)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        ;
+}
+
+/* The sequence a row belongs to, searched from the one of the output before. */
+static const struct infer_batch_seq *seq_of(const struct infer_batch *batch, uint32_t row,
+                                            uint32_t *hint)
+{
+    for (uint32_t tries = 0; tries < batch->n_seqs; tries++) {
+        const struct infer_batch_seq *seq = &batch->seqs[*hint];
+        if (row >= seq->first_row && row - seq->first_row < seq->n_rows)
+            return seq;
+        *hint = *hint + 1 < batch->n_seqs ? *hint + 1 : 0;
+    }
+    return NULL;
+}
+
+static int null_run(struct infer_backend_model *model, struct infer_batch *batch)
+{
+    struct infer_backend *backend = model->backend;
+    const struct null_options *options = &backend->options;
+    uint64_t step = ++backend->n_runs;
+    uint64_t us = options->delay_us + options->row_delay_us * batch->n_rows;
+    uint32_t hint = 0;
+
+    if (us > 0)
+        delay(us);
+    if (options->lose_step > 0 && step >= options->lose_step)
+        return fail(backend, -ENODEV, "the device is lost: lose_step=%llu asks for this",
+                    (unsigned long long)options->lose_step);
+    if (step == options->fail_step)
+        return fail(backend, -EIO, "step %llu failed: fail_step asks for this",
+                    (unsigned long long)step);
+    if (!model->ready)
+        return fail(backend, -EINVAL, "the model is not ready");
+    for (uint32_t i = 0; i < batch->n_seqs; i++) {
+        if (!store_rows(model, batch, &batch->seqs[i]))
+            return fail(backend, -EINVAL, "sequence %u of the batch does not fit", i);
+    }
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        struct infer_batch_output *output = &batch->outputs[i];
+        const struct infer_batch_seq *seq = seq_of(batch, output->row, &hint);
+        if (seq == NULL)
+            return fail(backend, -EINVAL, "output %u names row %u of no sequence", i, output->row);
+        uint32_t position = seq->position + (output->row - seq->first_row);
+        fill(model, output, choose(model, output, batch->tokens[output->row], position));
+    }
+    return 0;
+}
+
+/* ---- pages ------------------------------------------------------------------------------- */
+
+static uint8_t *page_at(struct infer_backend_model *model, uint32_t page)
+{
+    if (page < model->state.n_pages)
+        return model->pages + page * model->page_bytes;
+    fail(model->backend, -EINVAL, "there is no page %u of %u", page, model->state.n_pages);
+    return NULL;
+}
+
+static int null_page_copy(struct infer_backend_model *model, uint32_t to, uint32_t from)
+{
+    uint8_t *target = page_at(model, to), *source = page_at(model, from);
+    if (target == NULL || source == NULL)
+        return -EINVAL;
+    memmove(target, source, model->page_bytes);
+    return 0;
+}
+
+static int null_page_zero(struct infer_backend_model *model, uint32_t page)
+{
+    uint8_t *target = page_at(model, page);
+    if (target == NULL)
+        return -EINVAL;
+    memset(target, 0, model->page_bytes);
+    return 0;
+}
+
+static int null_page_read(struct infer_backend_model *model, uint32_t page, void *ret_bytes)
+{
+    uint8_t *source = page_at(model, page);
+    if (source == NULL)
+        return -EINVAL;
+    memcpy(ret_bytes, source, model->page_bytes);
+    return 0;
+}
+
+static int null_page_write(struct infer_backend_model *model, uint32_t page, const void *bytes)
+{
+    uint8_t *target = page_at(model, page);
+    if (target == NULL)
+        return -EINVAL;
+    memcpy(target, bytes, model->page_bytes);
+    return 0;
+}
+
+static const struct infer_backend_api api = {
+    .abi = INFER_BACKEND_ABI,
+    .bytes = sizeof(struct infer_backend_api),
+    .name = "null",
+    .version = INFERD_VERSION,
+    .open = null_open,
+    .close = null_close,
+    .last_error = null_last_error,
+    .describe = null_describe,
+    .estimate = null_estimate,
+    .model_open = null_model_open,
+    .tensor_write = null_tensor_write,
+    .model_ready = null_model_ready,
+    .model_close = null_model_close,
+    .run = null_run,
+    .page_copy = null_page_copy,
+    .page_zero = null_page_zero,
+    .page_read = null_page_read,
+    .page_write = null_page_write,
+};
+
+const struct infer_backend_api *infer_backend_v1(void)
+{
+    return &api;
+}

@@ -1,0 +1,283 @@
+/* link.c: the socket, the handshake and the mappings of one connection to a daemon.
+ *
+ * Owns what struct link holds. The daemon is trusted more than a client is, but what it sends is
+ * still checked where a mistake would crash the program that uses this library: the number of
+ * descriptors, the sizes of the rings, the sizes and seals of the files (a file that could shrink
+ * would end in SIGBUS).
+ *
+ * Threads: no state of its own. Limits: the handshake takes at most HANDSHAKE_S seconds. */
+#include "conn.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define HANDSHAKE_S 5
+#define FDS_SEEN    16 /* descriptors that one message could bring; all but four are closed */
+
+char *link_choose_socket(const char *wanted)
+{
+    if (wanted != NULL)
+        return strdup(wanted);
+    const char *chosen = secure_getenv("INFERD_SOCKET");
+    if (chosen != NULL && chosen[0] != '\0')
+        return strdup(chosen);
+    const char *folder = secure_getenv("XDG_RUNTIME_DIR");
+    if (folder != NULL && folder[0] != '\0') {
+        size_t bytes = strlen(folder) + sizeof "/inferd.sock";
+        char *path = malloc(bytes);
+        if (path == NULL)
+            return NULL;
+        snprintf(path, bytes, "%s/inferd.sock", folder);
+        if (access(path, F_OK) == 0)
+            return path;
+        free(path);
+    }
+    return strdup("/run/inferd/inferd.sock");
+}
+
+static int refuse(char *detail, int code, const char *path, const char *what)
+{
+    snprintf(detail, INFER_DETAIL_MAX, "%s: %s", path, what);
+    return -code;
+}
+
+static int code_of_connect(int error)
+{
+    switch (error) {
+    case EACCES:
+    case EPERM:
+        return INFER_E_DENIED;
+    case EPROTOTYPE:
+    case ENOTSOCK:
+    case ELOOP:
+    case ENAMETOOLONG:
+        return INFER_E_SOCKET_PATH;
+    default:
+        return INFER_E_DAEMON_ABSENT;
+    }
+}
+
+static int open_socket(const char *path, int *ret, char *detail)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct timeval patience = {.tv_sec = HANDSHAKE_S};
+    size_t bytes = strlen(path);
+    if (bytes == 0 || bytes >= sizeof address.sun_path) {
+        snprintf(detail, INFER_DETAIL_MAX, "the path takes %zu bytes; it may take 1 to %zu", bytes,
+                 sizeof address.sun_path - 1);
+        return -INFER_E_SOCKET_PATH;
+    }
+    memcpy(address.sun_path, path, bytes + 1);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return refuse(detail, INFER_E_DAEMON_ABSENT, path, strerrordesc_np(errno));
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    int r;
+    do
+        r = connect(fd, (struct sockaddr *)&address, sizeof address);
+    while (r < 0 && errno == EINTR);
+    if (r < 0) {
+        int error = errno;
+        close(fd);
+        return refuse(detail, code_of_connect(error), path, strerrordesc_np(error));
+    }
+    *ret = fd;
+    return 0;
+}
+
+static int send_hello(int fd, const char *client_name, uint32_t request_ring_bytes,
+                      uint32_t token_ring_bytes)
+{
+    struct infer_abi_hello hello;
+    memset(&hello, 0, sizeof hello);
+    hello.magic = INFER_ABI_MAGIC;
+    hello.bytes = sizeof hello;
+    hello.version_min = INFER_ABI_VERSION_MIN;
+    hello.version_max = INFER_ABI_VERSION;
+    hello.request_ring_bytes = request_ring_bytes;
+    hello.token_ring_bytes = token_ring_bytes;
+    snprintf(hello.client, sizeof hello.client, "%s", client_name);
+    ssize_t n;
+    do
+        n = send(fd, &hello, sizeof hello, MSG_NOSIGNAL);
+    while (n < 0 && errno == EINTR);
+    return n == (ssize_t)sizeof hello ? 0 : -1;
+}
+
+/* The welcome and its descriptors; surplus ones are closed. Number of bytes, or -1. */
+static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, int *ret_n_fds)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int) * FDS_SEEN)];
+        struct cmsghdr align;
+    } control;
+    struct iovec part = {ret, sizeof *ret};
+    struct msghdr message;
+    ssize_t n;
+    int n_fds = 0;
+    memset(&message, 0, sizeof message);
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.bytes;
+    message.msg_controllen = sizeof control.bytes;
+    do
+        n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+    while (n < 0 && errno == EINTR);
+    if (n < 0)
+        return n;
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
+            continue;
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        for (size_t i = 0; i < count; i++) {
+            int got;
+            memcpy(&got, CMSG_DATA(c) + i * sizeof got, sizeof got);
+            if (n_fds < INFER_ABI_FDS)
+                fds[n_fds++] = got;
+            else
+                close(got);
+        }
+    }
+    *ret_n_fds = n_fds;
+    return n;
+}
+
+static int map_file(int fd, uint32_t ring_bytes, int protection, void **ret)
+{
+    struct stat about;
+    size_t bytes = INFER_ABI_DATA_OFFSET + (size_t)ring_bytes;
+    int seals = fcntl(fd, F_GET_SEALS);
+    if (fstat(fd, &about) < 0 || about.st_size < (off_t)bytes || seals < 0 ||
+        (seals & F_SEAL_SHRINK) == 0)
+        return -1;
+    void *map = mmap(NULL, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (map == MAP_FAILED)
+        return -1;
+    *ret = map;
+    return 0;
+}
+
+static bool ring_size_ok(uint32_t n, uint32_t min, uint32_t max)
+{
+    return n >= min && n <= max && (n & (n - 1)) == 0;
+}
+
+static int map_link(struct link *link, const struct infer_abi_welcome *welcome)
+{
+    if (!ring_size_ok(welcome->request_ring_bytes, INFER_REQUEST_RING_MIN,
+                      INFER_REQUEST_RING_MAX) ||
+        !ring_size_ok(welcome->token_ring_bytes, INFER_TOKEN_RING_MIN, INFER_TOKEN_RING_MAX))
+        return -1;
+    link->request_bytes = welcome->request_ring_bytes;
+    link->token_bytes = welcome->token_ring_bytes;
+    if (map_file(link->fd[0], link->request_bytes, PROT_READ | PROT_WRITE, &link->request_map) < 0)
+        return -1;
+    if (map_file(link->fd[1], link->token_bytes, PROT_READ, &link->token_map) < 0)
+        return -1;
+    for (int i = 0; i < 2; i++) {
+        close(link->fd[i]);
+        link->fd[i] = -1;
+    }
+    for (int i = 2; i < INFER_ABI_FDS; i++)
+        if (fcntl(link->fd[i], F_SETFL, O_NONBLOCK) < 0)
+            return -1;
+    link->client = link->request_map;
+    link->request_data = (uint8_t *)link->request_map + INFER_ABI_DATA_OFFSET;
+    link->daemon = link->token_map;
+    link->token_data = (const uint8_t *)link->token_map + INFER_ABI_DATA_OFFSET;
+    return 0;
+}
+
+/* The welcome has come, n bytes of it. */
+static int take_welcome(struct link *link, struct infer_abi_welcome *welcome, ssize_t n, int n_fds,
+                        const char *path, char *detail)
+{
+    if (n < (ssize_t)INFER_ABI_WELCOME_MIN || welcome->magic != INFER_ABI_MAGIC)
+        return refuse(detail, INFER_E_PROTOCOL, path, "whatever listens there is not inferd");
+    welcome->detail[sizeof welcome->detail - 1] = '\0';
+    welcome->daemon[sizeof welcome->daemon - 1] = '\0';
+    if (welcome->error != 0) {
+        snprintf(detail, INFER_DETAIL_MAX, "%s", welcome->detail);
+        return welcome->error > 0 ? -welcome->error : -INFER_E_PROTOCOL;
+    }
+    if (welcome->version < INFER_ABI_VERSION_MIN || welcome->version > INFER_ABI_VERSION)
+        return refuse(detail, INFER_E_VERSION, path, "the daemon chose a version we do not speak");
+    if (n_fds != INFER_ABI_FDS || map_link(link, welcome) < 0)
+        return refuse(detail, INFER_E_PROTOCOL, path, "the daemon's rings cannot be mapped");
+    link->session = welcome->session;
+    memcpy(link->version, welcome->daemon, sizeof link->version);
+    return 0;
+}
+
+int link_open(const char *path, const char *client_name, uint32_t request_ring_bytes,
+              uint32_t token_ring_bytes, struct link *ret, char *detail)
+{
+    struct link link;
+    struct infer_abi_welcome welcome;
+    int n_fds = 0;
+
+    memset(&link, 0, sizeof link);
+    memset(&welcome, 0, sizeof welcome);
+    for (int i = 0; i < INFER_ABI_FDS; i++)
+        link.fd[i] = -1;
+    int r = open_socket(path, &link.socket, detail);
+    if (r < 0)
+        return r;
+    ssize_t n = -1;
+    if (send_hello(link.socket, client_name, request_ring_bytes, token_ring_bytes) == 0)
+        n = receive_welcome(link.socket, &welcome, link.fd, &n_fds);
+    if (n <= 0)
+        r = refuse(detail, INFER_E_DAEMON_ABSENT, path,
+                   n == 0 ? "the daemon closed the connection" : "the daemon does not answer");
+    else
+        r = take_welcome(&link, &welcome, n, n_fds, path, detail);
+    if (r < 0) {
+        link_close(&link, false);
+        return r;
+    }
+    *ret = link;
+    return 0;
+}
+
+void link_close(struct link *link, bool parting)
+{
+    if (parting)
+        shutdown(link->socket, SHUT_RDWR);
+    if (link->request_map != NULL)
+        munmap(link->request_map, INFER_ABI_DATA_OFFSET + (size_t)link->request_bytes);
+    if (link->token_map != NULL)
+        munmap(link->token_map, INFER_ABI_DATA_OFFSET + (size_t)link->token_bytes);
+    for (int i = 0; i < INFER_ABI_FDS; i++)
+        if (link->fd[i] >= 0)
+            close(link->fd[i]);
+    close(link->socket);
+    memset(link, 0, sizeof *link);
+}
+
+bool link_is_dead(const struct link *link)
+{
+    char byte;
+    ssize_t n;
+    if (infer_ring_load(&link->daemon->closed) != 0)
+        return true;
+    do
+        n = recv(link->socket, &byte, 1, MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+}
+
+void link_ring_doorbell(const struct link *link)
+{
+    static const uint64_t one = 1;
+    (void)!write(link->fd[2], &one, sizeof one); /* full: it is readable already */
+}

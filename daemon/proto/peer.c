@@ -1,0 +1,170 @@
+/* peer.c: see peer.h.
+ *
+ * Owns nothing: the socket is the caller's, the session goes to the caller.
+ * A hello is a message of a stranger: every field is checked or clamped, the name is shown only
+ * after unprintable bytes were replaced. */
+#include "proto/peer.h"
+
+#include "inferd/limits.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+int peer_identify(int socket_fd, struct peer *ret)
+{
+    struct ucred who;
+    socklen_t bytes = sizeof who;
+    if (getsockopt(socket_fd, SOL_SOCKET, SO_PEERCRED, &who, &bytes) < 0)
+        return -errno;
+    if (bytes != sizeof who)
+        return -EPROTO;
+    *ret = (struct peer){.uid = who.uid, .gid = who.gid, .pid = who.pid};
+    return 0;
+}
+
+static const char *code_sentence(int code)
+{
+    switch (code) {
+#define SENTENCE(name, number, exit_status, text)                                                  \
+    case number:                                                                                   \
+        return text;
+        INFER_ERROR_TABLE (SENTENCE)
+#undef SENTENCE
+        default:
+            return "the daemon refused the connection";
+    }
+}
+
+/* 0, wanted in [min, max], as a power of two. */
+static uint32_t grant_ring(uint32_t wanted, uint32_t preset, uint32_t min, uint32_t max)
+{
+    if (wanted == 0)
+        return preset;
+    if (wanted >= max)
+        return max;
+    uint32_t granted = min;
+    while (granted < wanted)
+        granted <<= 1;
+    return granted;
+}
+
+static void take_name(char *to, const char *from)
+{
+    size_t n = 0;
+    for (; n + 1 < INFER_CLIENT_NAME_MAX && from[n] != '\0'; n++)
+        to[n] = from[n] >= 0x20 && from[n] < 0x7f ? from[n] : '?';
+    to[n] = '\0';
+}
+
+/* One message: the welcome, and the descriptors when s is not NULL. */
+static int send_welcome(int socket_fd, const struct infer_abi_welcome *welcome,
+                        const struct session *s)
+{
+    union {
+        char bytes[CMSG_SPACE(sizeof(int) * INFER_ABI_FDS)];
+        struct cmsghdr align;
+    } control;
+    struct iovec part = {(void *)welcome, sizeof *welcome};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    if (s != NULL) {
+        struct session_fds fds = session_descriptors(s);
+        memset(&control, 0, sizeof control);
+        message.msg_control = control.bytes;
+        message.msg_controllen = sizeof control.bytes;
+        struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+        c->cmsg_level = SOL_SOCKET;
+        c->cmsg_type = SCM_RIGHTS;
+        c->cmsg_len = CMSG_LEN(sizeof fds.fd);
+        memcpy(CMSG_DATA(c), fds.fd, sizeof fds.fd);
+    }
+    ssize_t n;
+    do
+        n = sendmsg(socket_fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : 0;
+}
+
+static struct infer_abi_welcome new_welcome(void)
+{
+    struct infer_abi_welcome welcome;
+    memset(&welcome, 0, sizeof welcome);
+    welcome.magic = INFER_ABI_MAGIC;
+    welcome.bytes = sizeof welcome;
+    welcome.version = INFER_ABI_VERSION;
+    snprintf(welcome.daemon, sizeof welcome.daemon, "%s", INFERD_VERSION);
+    return welcome;
+}
+
+static int send_refusal(int socket_fd, int code, const char *detail)
+{
+    struct infer_abi_welcome welcome = new_welcome();
+    welcome.error = code;
+    snprintf(welcome.detail, sizeof welcome.detail, "%s", detail);
+    (void)send_welcome(socket_fd, &welcome, NULL); /* the connection is closed anyway */
+    return -code;
+}
+
+/* The version both speak, or 0. */
+static uint32_t common_version(const struct infer_abi_hello *hello)
+{
+    uint32_t low =
+        hello->version_min > INFER_ABI_VERSION_MIN ? hello->version_min : INFER_ABI_VERSION_MIN;
+    uint32_t high = hello->version_max < INFER_ABI_VERSION ? hello->version_max : INFER_ABI_VERSION;
+    return low <= high && hello->version_min <= hello->version_max ? high : 0;
+}
+
+int peer_handshake(int socket_fd, const struct peer *peer, const void *hello_message, size_t bytes,
+                   uint32_t session_id, int refuse, struct session **ret)
+{
+    struct infer_abi_hello hello;
+    char text[INFER_DETAIL_MAX];
+
+    if (bytes < sizeof hello)
+        return -INFER_E_PROTOCOL;
+    memcpy(&hello, hello_message, sizeof hello);
+    if (hello.magic != INFER_ABI_MAGIC)
+        return -INFER_E_PROTOCOL;
+    if (hello.bytes < INFER_ABI_HELLO_MIN) {
+        snprintf(text, sizeof text, "the hello announces %u bytes; it must be at least %u",
+                 hello.bytes, INFER_ABI_HELLO_MIN);
+        return send_refusal(socket_fd, INFER_E_PROTOCOL, text);
+    }
+    uint32_t version = common_version(&hello);
+    if (version == 0) {
+        snprintf(text, sizeof text,
+                 "the client speaks protocol versions %u to %u, the daemon %u to %u; update the %s",
+                 hello.version_min, hello.version_max, INFER_ABI_VERSION_MIN, INFER_ABI_VERSION,
+                 hello.version_min > INFER_ABI_VERSION ? "daemon" : "client library");
+        return send_refusal(socket_fd, INFER_E_VERSION, text);
+    }
+    if (refuse != 0) {
+        int code = refuse < 0 ? -refuse : refuse;
+        return send_refusal(socket_fd, code, code_sentence(code));
+    }
+
+    struct peer named = *peer;
+    take_name(named.client, hello.client);
+    struct infer_abi_welcome welcome = new_welcome();
+    welcome.version = version;
+    welcome.session = session_id;
+    welcome.request_ring_bytes = grant_ring(hello.request_ring_bytes, INFER_REQUEST_RING_DEFAULT,
+                                            INFER_REQUEST_RING_MIN, INFER_REQUEST_RING_MAX);
+    welcome.token_ring_bytes = grant_ring(hello.token_ring_bytes, INFER_TOKEN_RING_DEFAULT,
+                                          INFER_TOKEN_RING_MIN, INFER_TOKEN_RING_MAX);
+    struct session *s;
+    int r = session_new(&named, welcome.request_ring_bytes, welcome.token_ring_bytes, &s);
+    if (r < 0) {
+        int code = r == -EMFILE || r == -ENFILE ? INFER_E_SESSIONS_FULL : INFER_E_OUT_OF_MEMORY;
+        snprintf(text, sizeof text, "the daemon could not make the rings: %s", strerror(-r));
+        return send_refusal(socket_fd, code, text);
+    }
+    r = send_welcome(socket_fd, &welcome, s);
+    if (r < 0) {
+        session_free(s);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}

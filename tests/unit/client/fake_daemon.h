@@ -1,0 +1,383 @@
+/* fake_daemon.h: a daemon in a thread, made of daemon/proto, that answers by fixed rules, so that
+ * libinferclient can be tested against the real rings without a model.
+ *
+ * GENERATE by its text: "count:N" gives N tokens, "hang" nothing until it is cancelled, "bad" an
+ * error, anything else comes back in tokens of 7 bytes. TOKENIZE gives each byte as an id, and so
+ * on. A sequence whose ring is full waits for its turn, as in the real daemon.
+ *
+ * Threads: its own; the knobs are atomics that the test sets. */
+#ifndef TESTS_UNIT_CLIENT_FAKE_DAEMON_H
+#define TESTS_UNIT_CLIENT_FAKE_DAEMON_H
+
+#include "inferd/client.h"
+#include "proto/admit.h"
+#include "proto/peer.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define FAKE_JOBS     64
+#define FAKE_SESSIONS 8
+
+struct fake_job {
+    bool used, cancelled;
+    int error; /* answer DONE with it */
+    struct admit_request request;
+    uint32_t sent, total; /* units of the answer */
+    bool queued;
+};
+
+struct fake_session {
+    struct session *session; /* NULL: free slot */
+    int socket;
+    int n_jobs; /* highest slot in use, and one */
+    struct fake_job jobs[FAKE_JOBS];
+};
+
+struct fake_daemon {
+    char folder[32], path[64];
+    int listener;
+    pthread_t thread;
+    atomic_bool stop, stalled, spinning;
+    atomic_int close_code; /* not 0: close all sessions with it, once */
+    atomic_int n_requests, n_payload_bytes, n_sleeps;
+    struct fake_session sessions[FAKE_SESSIONS];
+};
+
+static inline bool fake_done(struct session *s, struct fake_job *job, int error, uint32_t finish,
+                             const char *detail)
+{
+    struct infer_abi_done done = {.error = error,
+                                  .finish = finish,
+                                  .n_prompt = job->request.text.bytes,
+                                  .n_tokens = job->sent,
+                                  .queue_us = 1,
+                                  .prefill_us = 2,
+                                  .decode_us = 3};
+    if (session_put_done(s, job->request.request, &done, detail) < 0)
+        return false;
+    admit_done(&job->request);
+    job->used = false;
+    return true;
+}
+
+/* One token, or the end; false: no room. */
+static inline bool fake_generate(struct session *s, struct fake_job *job)
+{
+    struct admit_bytes text = job->request.text;
+    uint32_t number = job->request.request;
+    char piece[32];
+    if (!job->queued) {
+        if (session_put_queued(s, number, 77, text.bytes, 0) < 0)
+            return false;
+        job->queued = true;
+        job->total = (text.bytes + 6) / 7;
+        if (text.bytes > 6 && memcmp(text.data, "count:", 6) == 0) {
+            snprintf(piece, sizeof piece, "%.*s", (int)text.bytes - 6, text.data + 6);
+            job->total = (uint32_t)strtoul(piece, NULL, 10);
+        }
+    }
+    if ((job->request.flags & INFER_ABI_WANT_PROMPT) != 0) {
+        static uint32_t sent; /* one such request at a time */
+        while (sent < text.bytes) {
+            int32_t ids[100];
+            uint32_t n = 0;
+            for (; n < 100 && sent + n < text.bytes; n++)
+                ids[n] = (uint8_t)text.data[sent + n];
+            if (session_put_result(s, number, INFER_ABI_IDS, sent * 4, ids, n * 4) < 0)
+                return false;
+            sent += n;
+        }
+        sent = 0;
+        job->request.flags &= ~INFER_ABI_WANT_PROMPT;
+    }
+    if (job->cancelled)
+        return fake_done(s, job, 0, INFER_FINISH_CANCEL, NULL);
+    if (text.bytes == 4 && memcmp(text.data, "hang", 4) == 0)
+        return false;
+    if (job->sent == job->total)
+        return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
+    uint32_t n = 7;
+    const char *from = text.data + job->sent * 7;
+    if (text.bytes > 6 && memcmp(text.data, "count:", 6) == 0) {
+        n = (uint32_t)snprintf(piece, sizeof piece, "t%u ", job->sent);
+        from = piece;
+    } else if (text.bytes - job->sent * 7 < 7) {
+        n = text.bytes - job->sent * 7;
+    }
+    struct infer_logprob top[2] = {{1, -0.5f}, {2, -1.5f}};
+    if (session_put_token(s, number, (int32_t)job->sent, -0.5f, job->sent, false, from, n, top,
+                          job->request.sampling.logprobs > 0 ? 2 : 0) < 0)
+        return false;
+    job->sent++;
+    return true;
+}
+
+static inline bool fake_scores(struct session *s, struct fake_job *job)
+{
+    uint32_t n =
+        job->request.input == INFER_ABI_TOKENS ? job->request.n_tokens : job->request.text.bytes;
+    for (; job->sent < n; job->sent++) {
+        struct {
+            struct infer_abi_score score;
+            struct infer_logprob top[INFER_TOP_MAX];
+        } one = {.score = {(int32_t)job->sent, -1.0f, job->request.n_top}};
+        for (uint32_t k = 0; k < job->request.n_top; k++)
+            one.top[k] = (struct infer_logprob){(int32_t)k, -(float)k};
+        uint32_t bytes = 12 + job->request.n_top * 8;
+        if (session_put_result(s, job->request.request, INFER_ABI_SCORES, job->sent * bytes, &one,
+                               bytes) < 0)
+            return false;
+    }
+    return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
+}
+
+static inline bool fake_bytes(struct session *s, struct fake_job *job)
+{
+    bool ids = job->request.op == INFER_ABI_TOKENIZE;
+    uint32_t n = ids ? job->request.text.bytes : job->request.n_tokens;
+    for (; job->sent < n; job->sent++) {
+        int32_t id = ids ? (uint8_t)job->request.text.data[job->sent] : 0;
+        char byte = ids ? 0 : (char)job->request.tokens[job->sent];
+        int r =
+            ids ? session_put_result(s, job->request.request, INFER_ABI_IDS, job->sent * 4, &id, 4)
+                : session_put_result(s, job->request.request, INFER_ABI_BYTES, job->sent, &byte, 1);
+        if (r < 0)
+            return false;
+    }
+    return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
+}
+
+static inline bool fake_tables(struct session *s, struct fake_job *job)
+{
+    if (job->request.op == INFER_ABI_STATUS) {
+        struct infer_status status = {.bytes = sizeof status, .pid = 42, .event_loop = "fake"};
+        if (session_put_result(s, job->request.request, INFER_ABI_STATUS_RECORD, 0, &status,
+                               sizeof status) < 0)
+            return false;
+    } else {
+        struct infer_model models[2] = {{.bytes = sizeof models[0], .name = "one", .n_vocab = 10},
+                                        {.bytes = sizeof models[0], .name = "two", .n_vocab = 20}};
+        for (; job->sent < 2; job->sent++) /* as an older daemon that knows fewer fields */
+            if (session_put_result(s, job->request.request, INFER_ABI_MODEL_RECORD, 0,
+                                   &models[job->sent], sizeof models[0] - 8) < 0)
+                return false;
+    }
+    return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
+}
+
+static inline bool fake_step(struct session *s, struct fake_job *job)
+{
+    if (job->error != 0)
+        return fake_done(s, job, job->error, INFER_FINISH_ERROR, "no such thing as \"bad\"");
+    switch (job->request.op) {
+    case INFER_ABI_GENERATE:
+        return fake_generate(s, job);
+    case INFER_ABI_SCORE:
+        return fake_scores(s, job);
+    case INFER_ABI_TOKENIZE:
+    case INFER_ABI_DETOKENIZE:
+        return fake_bytes(s, job);
+    default:
+        return fake_tables(s, job);
+    }
+}
+
+/* A record of a client. */
+static inline void fake_take(struct fake_daemon *d, struct fake_session *f,
+                             struct session_request *r)
+{
+    struct report report;
+    int slot = 0;
+    for (int i = 0; r->kind == INFER_ABI_CANCEL && i < f->n_jobs; i++)
+        if (f->jobs[i].used && f->jobs[i].request.request == r->request)
+            f->jobs[i].cancelled = true;
+    if (r->kind != INFER_ABI_SUBMIT)
+        return;
+    while (f->jobs[slot].used)
+        if (++slot == FAKE_JOBS)
+            abort(); /* a test with too many requests */
+    if (f->n_jobs <= slot)
+        f->n_jobs = slot + 1;
+    struct fake_job *job = &f->jobs[slot];
+    memset(job, 0, sizeof *job);
+    job->used = true;
+    d->n_payload_bytes += (int)r->payload_bytes;
+    uint32_t number = r->request;
+    job->error = -admit_parse(r, &job->request, &report);
+    job->request.request = number;
+    if (job->error == 0 && job->request.text.bytes == 3 &&
+        memcmp(job->request.text.data, "bad", 3) == 0)
+        job->error = INFER_E_UNKNOWN_MODEL;
+    d->n_requests++;
+}
+
+static inline void fake_drop(struct fake_session *f)
+{
+    for (int i = 0; i < FAKE_JOBS; i++)
+        if (f->jobs[i].used)
+            admit_done(&f->jobs[i].request);
+    session_free(f->session);
+    close(f->socket);
+    memset(f, 0, sizeof *f);
+}
+
+/* true: something was done. */
+static inline bool fake_serve(struct fake_daemon *d, struct fake_session *f)
+{
+    struct session_request r;
+    bool busy = false;
+    int e;
+    if (d->stalled)
+        return false;
+    while ((e = session_poll(f->session, &r)) == 1) {
+        fake_take(d, f, &r);
+        busy = true;
+    }
+    if (e < 0) {
+        session_close(f->session, -e);
+        fake_drop(f);
+        return true;
+    }
+    for (int i = 0; i < f->n_jobs; i++)
+        if (f->jobs[i].used && fake_step(f->session, &f->jobs[i]))
+            busy = true;
+    while (f->n_jobs > 0 && !f->jobs[f->n_jobs - 1].used)
+        f->n_jobs--;
+    session_publish(f->session);
+    return busy;
+}
+
+static inline void fake_accept(struct fake_daemon *d)
+{
+    char hello[256];
+    struct peer peer;
+    struct session *session;
+    int fd = accept4(d->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0)
+        return;
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    poll(&p, 1, 1000);
+    ssize_t n = recv(fd, hello, sizeof hello, 0);
+    struct fake_session *slot = NULL;
+    for (int i = 0; i < FAKE_SESSIONS; i++)
+        if (d->sessions[i].session == NULL)
+            slot = &d->sessions[i];
+    if (n <= 0 || peer_identify(fd, &peer) < 0 ||
+        peer_handshake(fd, &peer, hello, (size_t)n, 1, slot == NULL ? INFER_E_SESSIONS_FULL : 0,
+                       &session) < 0) {
+        close(fd);
+        return;
+    }
+    slot->session = session;
+    slot->socket = fd;
+}
+
+/* Sockets, and sleep when nothing is to be done. */
+static inline void fake_wait(struct fake_daemon *d, bool idle)
+{
+    struct pollfd p[1 + 2 * FAKE_SESSIONS];
+    struct fake_session *of[1 + 2 * FAKE_SESSIONS] = {NULL};
+    nfds_t n = 1;
+    p[0] = (struct pollfd){.fd = d->listener, .events = POLLIN};
+    for (int i = 0; i < FAKE_SESSIONS; i++) {
+        struct fake_session *f = &d->sessions[i];
+        if (f->session == NULL)
+            continue;
+        if (idle && session_sleep(f->session) && !d->stalled)
+            idle = false;
+        of[n] = f;
+        p[n++] = (struct pollfd){.fd = f->socket, .events = POLLIN};
+        p[n++] = (struct pollfd){.fd = session_doorbell(f->session), .events = POLLIN};
+    }
+    if (idle)
+        d->n_sleeps++;
+    poll(p, n, idle ? 5 : 0);
+    for (nfds_t i = 1; i < n; i += 2) {
+        session_awake(of[i]->session);
+        if (p[i + 1].revents != 0)
+            session_drain_doorbell(of[i]->session);
+        if (p[i].revents != 0)
+            fake_drop(of[i]);
+    }
+    if (p[0].revents != 0)
+        fake_accept(d);
+}
+
+static inline void *fake_main(void *arg)
+{
+    struct fake_daemon *d = arg;
+    for (unsigned turn = 0; !d->stop; turn++) {
+        bool busy = false;
+        int code = d->close_code;
+        for (int i = 0; i < FAKE_SESSIONS; i++) {
+            if (d->sessions[i].session == NULL)
+                continue;
+            if (code != 0)
+                session_close(d->sessions[i].session, code);
+            if (code == 0 && fake_serve(d, &d->sessions[i]))
+                busy = true;
+        }
+        if (code != 0)
+            d->close_code = 0;
+        if (d->spinning ? turn % 100000 == 0 : !busy || turn % 64 == 0)
+            fake_wait(d, !busy && !d->spinning);
+    }
+    close(d->listener); /* as a killed daemon: no session_close() */
+    for (int i = 0; i < FAKE_SESSIONS; i++)
+        if (d->sessions[i].session != NULL)
+            fake_drop(&d->sessions[i]);
+    return NULL;
+}
+
+/* Listens at d->path, which fake_new() chose; may be called again after fake_kill(). */
+static inline void fake_start(struct fake_daemon *d)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    memcpy(address.sun_path, d->path, sizeof d->path);
+    unlink(d->path);
+    d->listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (d->listener < 0 || bind(d->listener, (struct sockaddr *)&address, sizeof address) < 0 ||
+        listen(d->listener, 16) < 0)
+        abort();
+    d->stop = false;
+    if (pthread_create(&d->thread, NULL, fake_main, d) != 0)
+        abort();
+}
+
+static inline struct fake_daemon *fake_new(void)
+{
+    struct fake_daemon *d = calloc(1, sizeof *d);
+    if (d == NULL)
+        abort();
+    snprintf(d->folder, sizeof d->folder, "/tmp/inferd-test-XXXXXX");
+    if (mkdtemp(d->folder) == NULL)
+        abort();
+    snprintf(d->path, sizeof d->path, "%s/s", d->folder);
+    fake_start(d);
+    return d;
+}
+
+static inline void fake_kill(struct fake_daemon *d)
+{
+    d->stop = true;
+    pthread_join(d->thread, NULL);
+}
+
+static inline void fake_free(struct fake_daemon *d)
+{
+    fake_kill(d);
+    unlink(d->path);
+    rmdir(d->folder);
+    free(d);
+}
+
+#endif

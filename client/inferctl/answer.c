@@ -1,0 +1,238 @@
+/* answer.c: one generated answer: from the options to a request, from its events to text on the
+ * screen and figures for JSON. prompt and chat are built on it.
+ *
+ * Text is flushed whenever no further event is waiting, so that tokens appear as they come but a
+ * fast stream costs one write for many. Ctrl-C is looked at between events and every WAIT_MS. */
+#include "ctl.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ANSWER_WAIT_MS 50
+
+void answer_request(const struct ctl *ctl, struct infer_request *ret_request)
+{
+    const struct ctl_options *o = &ctl->options;
+
+    infer_request_default(ret_request);
+    ret_request->model = o->model;
+    ret_request->parse_special = o->special != 0;
+    ret_request->show_special = o->show_special != 0;
+    ret_request->no_bos = o->no_bos != 0;
+    ret_request->want_prompt = o->json != 0;
+    ret_request->stops = o->stops;
+    ret_request->n_stops = o->n_stops;
+    ret_request->biases = o->biases;
+    ret_request->n_biases = o->n_biases;
+    ret_request->sampling = o->sampling;
+}
+
+void answer_done(struct answer *answer)
+{
+    buffer_done(&answer->text);
+    json_decref(answer->prompt_ids);
+    json_decref(answer->ids);
+    json_decref(answer->logprobs);
+    free(answer->detail);
+    memset(answer, 0, sizeof *answer);
+}
+
+static void add_text(struct answer *answer, const struct infer_event *event, bool stream)
+{
+    if (event->text_bytes == 0)
+        return;
+    buffer_append(&answer->text, event->text, event->text_bytes);
+    if (stream) {
+        term_write(stdout, event->text, event->text_bytes);
+        answer->ends_line = event->text[event->text_bytes - 1] == '\n';
+    }
+}
+
+static void add_token(struct answer *answer, const struct infer_event *event)
+{
+    struct infer_logprob own = {event->token, event->logprob};
+    json_t *entry, *top;
+
+    if (!event->has_token || !answer->ids)
+        return;
+    json_array_append_new(answer->ids, json_integer(event->token));
+    if (!answer->logprobs)
+        return;
+    entry = output_json_logprob(&own);
+    top = json_array();
+    for (size_t i = 0; i < event->n_top; i++)
+        json_array_append_new(top, output_json_logprob(&event->top[i]));
+    json_object_set_new(entry, "top", top);
+    json_array_append_new(answer->logprobs, entry);
+}
+
+static void take_done(struct answer *answer, const struct infer_event *event)
+{
+    answer->error = event->error;
+    answer->finish = event->finish;
+    answer->n_prompt = event->n_prompt;
+    answer->n_generated = event->n_generated;
+    answer->n_cached = event->n_prompt_cached;
+    answer->queue_us = event->queue_us;
+    answer->prefill_us = event->prefill_us;
+    answer->decode_us = event->decode_us;
+    if (event->error && event->text_bytes > 0) {
+        answer->detail = ctl_alloc(event->text_bytes + 1);
+        memcpy(answer->detail, event->text, event->text_bytes);
+        answer->detail[event->text_bytes] = '\0';
+    }
+}
+
+static void take_event(struct answer *answer, const struct infer_event *event, bool stream)
+{
+    switch (event->kind) {
+    case INFER_EVENT_PROMPT:
+        for (size_t i = 0; answer->prompt_ids && i < event->n_tokens; i++)
+            json_array_append_new(answer->prompt_ids, json_integer(event->tokens[i]));
+        break;
+    case INFER_EVENT_TOKEN:
+        add_text(answer, event, stream);
+        add_token(answer, event);
+        break;
+    case INFER_EVENT_DONE:
+        take_done(answer, event);
+        break;
+    default: /* QUEUED, and whatever a newer library may tell */
+        break;
+    }
+}
+
+/* Cancels at the first Ctrl-C; at the second gives up waiting for the end. */
+static bool interrupted_enough(struct ctl *ctl, uint32_t id, struct answer *answer)
+{
+    unsigned n = term_interrupts();
+
+    if (n > 0 && !answer->interrupted) {
+        answer->interrupted = true;
+        infer_cancel(ctl->conn, id); /* NOT_FOUND: it has just ended, and DONE is on its way */
+    }
+    return n > 1;
+}
+
+static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answer)
+{
+    struct infer_event event;
+    int timeout_ms = 0;
+
+    for (;;) {
+        int r;
+
+        if (interrupted_enough(ctl, id, answer)) {
+            answer->finish = INFER_FINISH_CANCEL;
+            return 0;
+        }
+        r = infer_next(ctl->conn, id, timeout_ms, &event);
+        if (r < 0)
+            return r;
+        if (r == 0) {
+            if (stream)
+                fflush(stdout);
+            timeout_ms = ANSWER_WAIT_MS;
+            continue;
+        }
+        timeout_ms = 0;
+        take_event(answer, &event, stream);
+        if (event.kind == INFER_EVENT_DONE)
+            return 0;
+        if (stream && ferror(stdout)) { /* nobody reads: let the daemon do something else */
+            infer_cancel(ctl->conn, id);
+            stream = false;
+        }
+    }
+}
+
+int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream,
+               struct answer *ret_answer)
+{
+    uint32_t id;
+    int r;
+
+    memset(ret_answer, 0, sizeof *ret_answer);
+    ret_answer->ends_line = true;
+    if (ctl->options.json) {
+        ret_answer->prompt_ids = json_array();
+        ret_answer->ids = json_array();
+        if (request->sampling.logprobs)
+            ret_answer->logprobs = json_array();
+    }
+    r = infer_submit(ctl->conn, request, &id);
+    if (r < 0)
+        return r;
+    return gather(ctl, id, stream, ret_answer);
+}
+
+/* Tokens per second, or NaN when nothing was measured. */
+static double rate(uint32_t n, uint64_t us)
+{
+    return n > 0 && us > 0 ? (double)n * 1e6 / (double)us : (double)NAN;
+}
+
+/* The first token comes with the prefill; decoding is the steps after it. */
+static uint32_t decode_steps(const struct answer *answer)
+{
+    return answer->n_generated > 0 ? answer->n_generated - 1 : 0;
+}
+
+static uint32_t prefill_tokens(const struct answer *answer)
+{
+    return answer->n_prompt > answer->n_cached ? answer->n_prompt - answer->n_cached : 0;
+}
+
+void answer_print_timings(FILE *to, const struct answer *answer)
+{
+    double prompt = rate(prefill_tokens(answer), answer->prefill_us);
+    double decode = rate(decode_steps(answer), answer->decode_us);
+
+    fprintf(to, "%sprompt %u tokens (%u cached), %.1f ms", term_style(to, TERM_DIM),
+            answer->n_prompt, answer->n_cached, (double)answer->prefill_us * 1e-3);
+    if (isfinite(prompt))
+        fprintf(to, ", %.1f tokens/s", prompt);
+    fprintf(to, "; answer %u tokens, %.1f ms", answer->n_generated,
+            (double)answer->decode_us * 1e-3);
+    if (isfinite(decode))
+        fprintf(to, ", %.1f tokens/s", decode);
+    fprintf(to, "; queued %.1f ms; end: %s%s\n", (double)answer->queue_us * 1e-3,
+            infer_finish_name(answer->finish), term_style(to, TERM_PLAIN));
+}
+
+json_t *answer_json(const struct answer *answer, const char *model)
+{
+    json_t *root = json_object();
+    bool failed = answer->error && answer->finish != INFER_FINISH_CANCEL;
+    uint32_t finish = failed ? (uint32_t)INFER_FINISH_ERROR : answer->finish;
+
+    json_object_set_new(root, "text", output_json_text(answer->text.bytes, answer->text.n));
+    json_object_set(root, "prompt_ids", answer->prompt_ids);
+    json_object_set(root, "ids", answer->ids);
+    if (answer->logprobs)
+        json_object_set(root, "logprobs", answer->logprobs);
+    json_object_set_new(root, "finish", json_string(infer_finish_name(finish)));
+    json_object_set_new(root, "model", output_json_text(model, strlen(model)));
+    if (failed) {
+        const char *detail = answer->detail ? answer->detail : "";
+        json_object_set_new(root, "error",
+                            json_pack("{s:i, s:s, s:s, s:o}", "code", answer->error, "name",
+                                      infer_error_name(answer->error), "message",
+                                      infer_strerror(answer->error), "detail",
+                                      output_json_text(detail, strlen(detail))));
+    }
+    json_object_set_new(root, "usage",
+                        json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)answer->n_prompt,
+                                  "completion_tokens", (json_int_t)answer->n_generated, "cached",
+                                  (json_int_t)answer->n_cached));
+    json_object_set_new(
+        root, "timings",
+        json_pack("{s:f, s:f, s:f, s:o, s:o}", "queue_ms", (double)answer->queue_us * 1e-3,
+                  "prefill_ms", (double)answer->prefill_us * 1e-3, "decode_ms",
+                  (double)answer->decode_us * 1e-3, "prompt_per_second",
+                  output_json_number(rate(prefill_tokens(answer), answer->prefill_us)),
+                  "tokens_per_second",
+                  output_json_number(rate(decode_steps(answer), answer->decode_us))));
+    return root;
+}

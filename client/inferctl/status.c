@@ -1,0 +1,191 @@
+/* status.c: `inferctl status` and `inferctl models`: what the daemon says of itself. */
+#include "ctl.h"
+
+#include <string.h>
+
+/* Text of a fixed field, which a daemon should have terminated. */
+#define FIELD(field) field, strnlen(field, sizeof(field))
+
+static json_t *model_json(const struct infer_model *m)
+{
+    return json_pack(
+        "{s:o, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:i, s:b}", "name",
+        output_json_text(FIELD(m->name)), "architecture", output_json_text(FIELD(m->architecture)),
+        "description", output_json_text(FIELD(m->description)), "backend",
+        output_json_text(FIELD(m->backend)), "chat_template",
+        output_json_text(FIELD(m->chat_template)), "n_vocab", (json_int_t)m->n_vocab, "n_context",
+        (json_int_t)m->n_context, "n_embd", (json_int_t)m->n_embd, "n_layers",
+        (json_int_t)m->n_layers, "n_parameters", (json_int_t)m->n_parameters, "weights_bytes",
+        (json_int_t)m->weights_bytes, "state_bytes", (json_int_t)m->state_bytes, "scratch_bytes",
+        (json_int_t)m->scratch_bytes, "bos", (int)m->bos, "eos", (int)m->eos, "add_bos",
+        m->add_bos != 0);
+}
+
+static json_t *models_json(const struct infer_model *models, size_t n)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; i < n; i++)
+        json_array_append_new(array, model_json(&models[i]));
+    return array;
+}
+
+static void print_field(const char *text, size_t n, int columns)
+{
+    term_write(stdout, text, n);
+    if (columns > (int)n)
+        printf("%*s", columns - (int)n, "");
+    fputs("  ", stdout);
+}
+
+static void print_models(const struct infer_model *models, size_t n)
+{
+    int name = 4, architecture = 4, description = 11;
+
+    for (size_t i = 0; i < n; i++) {
+        int a = (int)strnlen(models[i].name, sizeof models[i].name);
+        int b = (int)strnlen(models[i].architecture, sizeof models[i].architecture);
+        int c = (int)strnlen(models[i].description, sizeof models[i].description);
+        name = a > name ? a : name;
+        architecture = b > architecture ? b : architecture;
+        description = c > description ? c : description;
+    }
+    printf("%s%-*s  %-*s  %-*s  %8s  %8s  %8s  %s%s\n", term_style(stdout, TERM_BOLD), name, "NAME",
+           architecture, "ARCH", description, "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE",
+           "BACKEND", term_style(stdout, TERM_PLAIN));
+    for (size_t i = 0; i < n; i++) {
+        const struct infer_model *m = &models[i];
+        char weights[16], state[16];
+
+        print_field(FIELD(m->name), name);
+        print_field(FIELD(m->architecture), architecture);
+        print_field(FIELD(m->description), description);
+        printf("%8u  %8s  %8s  ", m->n_context, output_size(m->weights_bytes, weights),
+               output_size(m->state_bytes, state));
+        term_write(stdout, FIELD(m->backend));
+        putchar('\n');
+    }
+}
+
+static json_t *status_json(const struct infer_status *s, const struct infer_model *models, size_t n)
+{
+    json_t *root =
+        json_pack("{s:o, s:I, s:o, s:f, s:I, s:I}", "version", output_json_text(FIELD(s->version)),
+                  "pid", (json_int_t)s->pid, "event_loop", output_json_text(FIELD(s->event_loop)),
+                  "uptime_s", (double)s->uptime_us * 1e-6, "memory_bytes",
+                  (json_int_t)s->memory_bytes, "memory_available", (json_int_t)s->memory_available);
+    json_t *rest = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "n_sessions",
+        (json_int_t)s->n_sessions, "n_running", (json_int_t)s->n_running, "n_waiting",
+        (json_int_t)s->n_waiting, "n_parked", (json_int_t)s->n_parked, "n_pages",
+        (json_int_t)s->n_pages, "n_pages_used", (json_int_t)s->n_pages_used, "page_tokens",
+        (json_int_t)s->page_tokens, "n_requests", (json_int_t)s->n_requests, "n_failed",
+        (json_int_t)s->n_failed, "n_prompt_tokens", (json_int_t)s->n_prompt_tokens, "n_tokens",
+        (json_int_t)s->n_tokens, "n_steps", (json_int_t)s->n_steps, "prompt_tokens_per_second",
+        output_json_number(s->prompt_tokens_per_s), "tokens_per_second",
+        output_json_number(s->tokens_per_s), "models", models_json(models, n));
+
+    json_object_update(root, rest);
+    json_decref(rest);
+    return root;
+}
+
+static void print_status(const struct infer_status *s)
+{
+    char uptime[32], resident[16], available[16];
+
+    printf("%sinferd ", term_style(stdout, TERM_GREEN));
+    term_write(stdout, FIELD(s->version));
+    printf("%s  pid %u, up %s, event loop ", term_style(stdout, TERM_PLAIN), s->pid,
+           output_duration(s->uptime_us, uptime));
+    term_write(stdout, FIELD(s->event_loop));
+    printf("\n    Memory: %s resident, %s available\n", output_size(s->memory_bytes, resident),
+           output_size(s->memory_available, available));
+    printf("     Queue: %u running, %u waiting, %u parked; %u connections\n", s->n_running,
+           s->n_waiting, s->n_parked, s->n_sessions);
+    printf("     State: %u of %u pages used, %u tokens each\n", s->n_pages_used, s->n_pages,
+           s->page_tokens);
+    printf("     Speed: %.1f prompt tokens/s, %.1f tokens/s in the last 10 s\n",
+           s->prompt_tokens_per_s, s->tokens_per_s);
+    printf("    Served: %llu requests (%llu failed), %llu prompt tokens, %llu tokens, %llu steps\n",
+           (unsigned long long)s->n_requests, (unsigned long long)s->n_failed,
+           (unsigned long long)s->n_prompt_tokens, (unsigned long long)s->n_tokens,
+           (unsigned long long)s->n_steps);
+}
+
+/* All models, or the one that -m names. 0 or an exit status; free with infer_free(). */
+static int fetch_models(struct ctl *ctl, struct infer_model **ret_models, size_t *ret_n)
+{
+    struct infer_model one, *models;
+    size_t n;
+    int r, status;
+
+    if (ctl->options.model) {
+        status = ctl_model(ctl, &one);
+        if (status)
+            return status;
+    }
+    r = infer_models(ctl->conn, &models, &n);
+    if (r < 0)
+        return ctl_fail_conn(ctl, r);
+    if (ctl->options.model && n > 0) {
+        models[0] = one;
+        n = 1;
+    }
+    *ret_models = models;
+    *ret_n = n;
+    return 0;
+}
+
+int status_command(struct ctl *ctl)
+{
+    struct infer_status status;
+    struct infer_model *models;
+    size_t n;
+    int r, result;
+
+    if (ctl->n_operands > 0)
+        return ctl_usage(ctl, "unexpected argument '%s'", ctl->operands[0]);
+    result = ctl_connect(ctl);
+    if (result)
+        return result;
+    r = infer_status(ctl->conn, &status);
+    if (r < 0)
+        return ctl_fail_conn(ctl, r);
+    result = fetch_models(ctl, &models, &n);
+    if (result)
+        return result;
+    if (ctl->options.json) {
+        result = output_json(status_json(&status, models, n));
+    } else {
+        print_status(&status);
+        putchar('\n');
+        print_models(models, n);
+        result = ctl_finish_output(0);
+    }
+    infer_free(models);
+    return result;
+}
+
+int models_command(struct ctl *ctl)
+{
+    struct infer_model *models;
+    size_t n;
+    int result;
+
+    if (ctl->n_operands > 0)
+        return ctl_usage(ctl, "unexpected argument '%s'", ctl->operands[0]);
+    result = ctl_connect(ctl);
+    if (!result)
+        result = fetch_models(ctl, &models, &n);
+    if (result)
+        return result;
+    if (ctl->options.json) {
+        result = output_json(models_json(models, n));
+    } else {
+        print_models(models, n);
+        result = ctl_finish_output(0);
+    }
+    infer_free(models);
+    return result;
+}

@@ -1,0 +1,127 @@
+/* engine.h: loaded models, their sequences, and the step that moves sequences on.
+ *
+ * A struct engine_model is a model that is ready to run: plan, tokenizer, template, the backend's
+ * model and the page pool. A struct engine_sequence is one answer (or one scoring) in progress: its
+ * tokens, how many of them are in the sequence state, its sampler's parameters, and the way from
+ * tokens to text (detokenizer, then stop strings). engine_step() turns a list of (sequence, rows)
+ * into one batch, runs it, and leaves in each sequence what came out.
+ *
+ * The uniform rule: a sequence holds tokens[0 .. n_tokens) of which n_cached are in its state. The
+ * rows it owes are the rest. When a step runs the last owed row, a token is drawn and appended, so
+ * prefill and decode differ by nothing but the number of rows.
+ *
+ * Threads: one, the engine's; but a model's tokenizer and template are immutable and may be used by
+ * any thread. Memory: a sequence takes all it ever needs when it is made; a step allocates nothing.
+ * Does not know: clients, rings, queues, clocks. */
+#ifndef INFERD_ENGINE_ENGINE_H
+#define INFERD_ENGINE_ENGINE_H
+
+#include "base/report.h"
+#include "engine/stop.h"
+#include "inferd/backend.h"
+#include "kv/kv.h"
+#include "model/chat.h"
+#include "model/plan.h"
+#include "model/tokenizer.h"
+
+#include <stdbool.h>
+
+struct engine_model {
+    char name[INFER_MODEL_NAME_MAX];
+    char backend_name[64]; /* "cpu: AVX-512 VNNI, 2 threads" */
+    struct plan *plan;
+    struct tokenizer *tokenizer;
+    struct chat_template *chat; /* NULL: none that we know; chat_report says why */
+    struct report chat_report;
+    const struct infer_backend_api *api;
+    struct infer_backend *backend; /* shared between models; not owned */
+    struct infer_backend_model *weights;
+    struct infer_state_config state;
+    struct infer_estimate memory;
+    struct kv_pool *pool;
+    uint32_t n_context; /* longest sequence served: at most the model's own */
+    struct engine_batch *batch;
+};
+
+/* Takes what the caller has filled in (all but pool and batch), makes pool and batch room. On
+ * failure nothing is taken. */
+int engine_model_init(struct engine_model *m);
+/* Frees everything that the model owns. No sequence may be left. */
+void engine_model_done(struct engine_model *m);
+
+/* ---- sequences ------------------------------------------------------------------------------- */
+
+enum engine_kind { ENGINE_GENERATE, ENGINE_SCORE };
+
+struct engine_request {
+    enum engine_kind kind;
+    const int32_t *tokens; /* copied */
+    uint32_t n_tokens;
+    const struct infer_sampling *sampling; /* GENERATE */
+    const struct infer_logit_bias *biases;
+    uint32_t n_biases;
+    const struct stop_string *stops; /* copied */
+    uint32_t n_stops;
+    uint32_t n_top; /* SCORE */
+    bool show_special;
+};
+
+/* What the last step left, for the caller to pass on before the next step. */
+struct engine_output {
+    bool has_token;
+    int32_t token;
+    float logprob;
+    uint32_t index;
+    uint32_t n_top;
+    struct infer_logprob top[INFER_TOP_MAX];
+    size_t text_bytes;
+    uint32_t finish; /* enum infer_finish; NONE: it goes on */
+};
+
+struct engine_sequence {
+    struct engine_model *model;
+    enum engine_kind kind;
+    int32_t *tokens;
+    uint32_t n_tokens, n_prompt, n_cached;
+    uint32_t max_tokens; /* of the whole sequence */
+    uint32_t n_generated;
+    struct kv_sequence state;
+    struct infer_sampling sampling;
+    struct infer_logit_bias *biases;
+    uint32_t n_biases;
+    struct stop_string *stops;
+    struct stop_matcher matcher;
+    struct detokenizer detokenizer;
+    char *text;    /* output.text_bytes of it are valid */
+    char *scratch; /* detokenizer's output before the stop strings see it */
+    /* SCORE: of tokens[0 .. n_scored); that of the first token is NaN. top: n_top per token. */
+    float *logprobs;
+    struct infer_logprob *top;
+    uint32_t n_scored, n_top;
+    struct engine_output output;
+};
+
+/* Checks the request against the model (PROMPT_EMPTY, PROMPT_TOO_LONG, BAD_TOKEN, BAD_PARAMETER,
+ * OUT_OF_MEMORY) and takes all memory but pages. */
+int engine_sequence_new(struct engine_model *m, const struct engine_request *r,
+                        struct engine_sequence **ret, struct report *report);
+void engine_sequence_free(struct engine_sequence *s);
+
+/* Rows owed now; a SCORE of a single token owes none. */
+uint32_t engine_sequence_rows(const struct engine_sequence *s);
+/* Pages it can come to hold. */
+uint32_t engine_sequence_pages(const struct engine_sequence *s);
+
+/* ---- the step -------------------------------------------------------------------------------- */
+
+struct engine_work {
+    struct engine_sequence *sequence;
+    uint32_t n_rows; /* 1 .. engine_sequence_rows() */
+};
+
+/* Runs the work of one model. The rows together are at most the model's state.max_rows, the
+ * sequences at most state.max_seqs, and their pages are free (the scheduler set them aside).
+ * 0; -EIO: the batch failed and none of its sequences can go on; -ENODEV: the backend is lost. */
+int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n);
+
+#endif

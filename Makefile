@@ -1,0 +1,217 @@
+# Makefile: builds inferd, its backends, libinferclient, inferctl and the tests.
+#
+#   make            everything, into build/
+#   make try        ask the embedded model a question (installs what is missing first)
+#   make check      all tests, also under sanitizers, with both compilers (likewise)
+#   make check-layers, check-format, check-unit     parts of it
+#   make bench      the figures of README, beside llama.cpp
+#   make clean
+#
+# SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
+# CUDA=0 skips nvcc even where it is found. V=1 shows the commands.
+
+VERSION := 0.1.0
+SAN ?= 0
+Q := $(if $(V),,@)
+CUDA ?= 1
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+
+variant := $(if $(filter 1,$(SAN)),/san,)$(if $(findstring clang,$(CC)),/clang,)
+B := build$(variant)
+O := $(B)/obj
+
+warnings := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
+            -Wno-unused-parameter -Wpointer-arith -Wundef
+comma := ,
+san := $(if $(filter 1,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined \
+         -fno-omit-frame-pointer -O1,)
+common := -g -O2 -fPIC -fvisibility=hidden -fno-math-errno -D_GNU_SOURCE -DINFERD_VERSION='"$(VERSION)"' \
+          -Iinclude $(warnings) $(san) -MMD -MP $(EXTRA_CFLAGS)
+daemon_cflags := -std=gnu11 -Idaemon $(common)
+client_cflags := -std=c99 $(common)
+kernel_cflags := -std=gnu11 -O3 -Ikernels $(common) -O3 $(if $(san),-O1)
+ldflags := $(san) -Wl,--as-needed -Wl,-z,relro,-z,now
+
+# ---- the daemon's rooms: one archive each, so that the layers show in the link ----------------
+
+rooms := base io proto model kv sched engine
+room_objects = $(patsubst %.c,$(O)/%.o,$(wildcard daemon/$(1)/*.c))
+room_archive = $(B)/lib/$(1).a
+daemon_objects := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/*.c))
+daemon_libs := -luring -lhwloc -lpcre2-8 -lpthread -lm -ldl
+room_archives := $(foreach r,engine sched kv model proto io base,$(call room_archive,$(r)))
+
+backends := $(patsubst kernels/%/,%,$(wildcard kernels/*/))
+backends := $(filter ref cpu null,$(backends))
+backend_objects = $(patsubst %.c,$(O)/%.o,$(wildcard kernels/$(1)/*.c))
+backend_libs := $(foreach b,$(backends),$(B)/inferd-backend-$(b).so)
+
+client_objects := $(patsubst %.c,$(O)/%.o,$(wildcard client/lib/*.c))
+inferctl_objects := $(patsubst %.c,$(O)/%.o,$(wildcard client/inferctl/*.c))
+examples := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
+
+.PHONY: all
+all: $(B)/inferd $(B)/inferctl $(B)/libinferclient.so $(B)/libinferclient.pc $(backend_libs) $(examples)
+
+$(O)/daemon/%.o: daemon/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(daemon_cflags) -c $< -o $@
+
+$(O)/client/%.o: client/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(client_cflags) -c $< -o $@
+
+# The file's name says what it may use; the dispatcher picks by cpuid at run time.
+$(O)/kernels/%_avx2.o: isa := -mavx2 -mfma -mf16c -mbmi2
+$(O)/kernels/%_avx512.o: isa := -mavx2 -mfma -mf16c -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx512bf16 -mavx512vbmi -mprefer-vector-width=512
+# The reference is exact on every machine: no multiply and add becomes one rounding.
+$(O)/kernels/ref/%.o: isa := -ffp-contract=off
+$(O)/kernels/%.o: kernels/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(kernel_cflags) $(isa) -c $< -o $@
+
+define room_rule
+$(call room_archive,$(1)): $(call room_objects,$(1))
+	@mkdir -p $$(@D)
+	@rm -f $$@
+	@echo "  AR  $$@"
+	$(Q)ar rcs $$@ $$^
+endef
+$(foreach r,$(rooms),$(eval $(call room_rule,$(r))))
+
+$(B)/inferd: $(daemon_objects) $(room_archives)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $(daemon_objects) -Wl,--start-group $(room_archives) -Wl,--end-group $(daemon_libs)
+
+# What every CPU-side backend shares (type decoding, the sampler) is kernels/ref without its entry.
+ref_shared := $(filter-out %/ref.o,$(call backend_objects,ref))
+define backend_rule
+$(B)/inferd-backend-$(1).so: $(call backend_objects,$(1)) $(ref_shared)
+	@mkdir -p $$(@D)
+	@echo "  LD  $$@"
+	$(Q)$(CC) $(ldflags) -shared -Wl,--version-script=kernels/backend.map -o $$@ $$(sort $$^) -lpthread -lm
+	@chmod go-w $$@ $$(@D) # the daemon loads nothing that others may write
+endef
+$(foreach b,$(backends),$(eval $(call backend_rule,$(b))))
+
+$(B)/libinferclient.so.0: $(client_objects) client/libinferclient.map
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -shared -Wl,-soname,libinferclient.so.0 \
+	    -Wl,--version-script=client/libinferclient.map -o $@ $(client_objects)
+$(B)/libinferclient.so: $(B)/libinferclient.so.0
+	@echo "  LN  $@"
+	$(Q)ln -sf libinferclient.so.0 $@
+$(B)/libinferclient.pc: client/libinferclient.pc.in Makefile
+	@mkdir -p $(@D)
+	@echo "  GEN $@"
+	$(Q)sed -e 's|@prefix@|/usr/local|;s|@version@|$(VERSION)|' $< > $@
+
+$(B)/inferctl: $(inferctl_objects) $(B)/libinferclient.so
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN' -o $@ $(inferctl_objects) -L$(B) -linferclient -ledit -ljansson -lm
+$(B)/examples/%: client/examples/%.c $(B)/libinferclient.so
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(client_cflags) $(ldflags) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(B) -linferclient
+
+# ---- tests -------------------------------------------------------------------------------------
+# tests/unit/ROOM/test_*.c links ROOM and what it may include; tests/kernel/test_*.c links the
+# reference kernels and loads backends; tests/{golden,hostile,integration}/test_*.{c,sh} run the
+# built programs, whose folder is in INFERD_BUILD.
+
+room_deps_io := base
+room_deps_proto := base
+room_deps_model := base
+room_deps_kv := base
+room_deps_sched := base
+room_deps_engine := model kv base
+room_deps_client :=
+
+unit_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*/test_*.c))
+kernel_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/kernel/test_*.c))
+system_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/golden/test_*.c tests/hostile/test_*.c tests/integration/test_*.c))
+script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh)
+test_cflags := -std=gnu11 -Itests -Idaemon -Ikernels -Wno-missing-prototypes
+# test_arch goes below the daemon: file to logits through model/ and a backend.
+$(B)/tests/golden/test_arch: $(O)/tests/golden/test_arch.o $(call room_archive,model) $(call room_archive,base) | $(backend_libs)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $< -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(daemon_libs)
+
+support_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/support/*.c))
+
+$(O)/tests/%.o: tests/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(common) $(test_cflags) -c $< -o $@
+
+define unit_rule
+$(B)/tests/unit/$(1)/%: $(O)/tests/unit/$(1)/%.o $(foreach r,$(1) $(room_deps_$(1)),$(call room_archive,$(r)))
+	@mkdir -p $$(@D)
+	@echo "  LD  $$@"
+	$(Q)$$(CC) $$(ldflags) -o $$@ $$< -Wl,--start-group $$(filter %.a,$$^) -Wl,--end-group -lcmocka $(daemon_libs)
+endef
+$(foreach r,$(rooms),$(eval $(call unit_rule,$(r))))
+$(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call room_archive,proto) $(call room_archive,base)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $^ -lcmocka -lpthread
+# The daemon's own files stand alone: each is tested with base and what it names here.
+$(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
+$(B)/tests/unit/daemon/test_%: $(O)/tests/unit/daemon/test_%.o $(O)/daemon/%.o $(call room_archive,base)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(daemon_libs)
+
+$(B)/tests/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) $(backend_libs)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $< $(call backend_objects,ref) -lcmocka -lpthread -lm -ldl
+$(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
+
+.SECONDARY:
+.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench
+tests: all $(unit_tests) $(kernel_tests) $(system_tests)
+
+check-unit: tests
+	INFERD_BUILD=$(B) tests/run.sh $(unit_tests) $(kernel_tests) $(system_tests) $(script_tests)
+
+check-layers:
+	INFERD_BUILD=$(B) tests/layers.sh
+
+# What takes minutes: perplexity over the whole held-out text.
+check-long: all
+	INFERD_LONG=1 INFERD_TEST_TIMEOUT=1800 INFERD_BUILD=$(B) tests/run.sh tests/golden/test_perplexity.sh
+
+sources := $(shell find include client daemon kernels tests -name '*.[ch]')
+check-format:
+	clang-format --dry-run --Werror $(sources)
+format:
+	clang-format -i $(sources)
+
+deps:
+	@./tools/deps.sh try
+deps-check:
+	@./tools/deps.sh check
+
+try: deps
+	@$(MAKE) --no-print-directory -j2 all
+	@./tools/try.sh
+
+check: deps-check
+	@./tests/check.sh
+
+bench: all
+	tests/bench/run.sh
+
+clean:
+	rm -rf build
+
+-include $(shell find $(O) -name '*.d' 2>/dev/null)

@@ -1,0 +1,41 @@
+/* backend_load.h: finds, checks and opens a kernel backend.
+ *
+ * Threads: start-up and shut-down, one at a time. */
+#ifndef INFERD_BACKEND_LOAD_H
+#define INFERD_BACKEND_LOAD_H
+
+#include "base/report.h"
+#include "inferd/backend.h"
+
+#include <limits.h>
+
+#define BACKEND_NAME_MAX 32u /* with the NUL */
+
+struct backend {
+    const struct infer_backend_api *api;
+    struct infer_backend *instance;
+    void *handle;
+    char path[PATH_MAX];
+};
+
+/* Loads inferd-backend-NAME.so from the folder of the daemon's own program, else from the one that
+ * was compiled in; nothing in the environment changes that. name: [a-z0-9_-]. options: see
+ * infer_backend_api.open. host stays alive until backend_unload().
+ * -INFER_E_BACKEND_LOAD with a sentence; *ret untouched. */
+int backend_load(const char *name, const char *options, const struct infer_host *host,
+                 struct backend *ret, struct report *report);
+
+/* Closes and unloads; all its models are closed. */
+void backend_unload(struct backend *backend);
+
+/* ---- parts, for the tests ---- */
+
+/* The same from a folder of the caller's choice. -ENOENT, without a report, when no file is there.
+ */
+int backend_load_from(const char *folder, const char *name, const char *options,
+                      const struct infer_host *host, struct backend *ret, struct report *report);
+
+/* Is this table one that the daemon can use? */
+int backend_check_api(const char *path, const struct infer_backend_api *api, struct report *report);
+
+#endif

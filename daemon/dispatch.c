@@ -1,0 +1,544 @@
+/* dispatch.c: the engine thread's loop (see dispatch.h). */
+#include "dispatch_internal.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "inferd/ring.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Exit status when the backend is lost: sysexits' EX_TEMPFAIL, so that a supervisor restarts us. */
+#define EXIT_BACKEND_LOST 75
+
+/* ---- messages
+ * -------------------------------------------------------------------------------------- */
+
+static void queue_init(struct message_queue *q)
+{
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->filled, NULL);
+    q->last = &q->first;
+}
+
+static void queue_done(struct message_queue *q)
+{
+    assert(q->first == NULL);
+    pthread_cond_destroy(&q->filled);
+    pthread_mutex_destroy(&q->lock);
+}
+
+int dispatch_send(struct message_queue *q, struct message message)
+{
+    struct message *m = malloc(sizeof *m);
+    if (m == NULL)
+        return -ENOMEM;
+    *m = message;
+    m->next = NULL;
+    pthread_mutex_lock(&q->lock);
+    *q->last = m;
+    q->last = &m->next;
+    atomic_store_explicit(&q->any, true, memory_order_release);
+    pthread_cond_signal(&q->filled);
+    pthread_mutex_unlock(&q->lock);
+    return 0;
+}
+
+static struct message *queue_take_all(struct message_queue *q, bool wait)
+{
+    if (!wait && !atomic_load_explicit(&q->any, memory_order_acquire))
+        return NULL;
+    pthread_mutex_lock(&q->lock);
+    while (wait && q->first == NULL)
+        pthread_cond_wait(&q->filled, &q->lock);
+    struct message *all = q->first;
+    q->first = NULL;
+    q->last = &q->first;
+    atomic_store_explicit(&q->any, false, memory_order_relaxed);
+    pthread_mutex_unlock(&q->lock);
+    return all;
+}
+
+void dispatch_wake(struct dispatch *d)
+{
+    atomic_fetch_add_explicit(&d->wake, 1, memory_order_seq_cst);
+    if (atomic_load_explicit(&d->asleep, memory_order_seq_cst))
+        syscall(SYS_futex, &d->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
+
+/* ---- a job's events
+ * ---------------------------------------------------------------------------------- */
+
+static void set_stalled(struct dispatch *d, struct job *job)
+{
+    job->stalled = true;
+    job->stalled_since_us = clock_us();
+    job->next_stalled = d->stalled;
+    d->stalled = job;
+    if (job->slot != JOB_NO_SLOT)
+        sched_park(d->sched, job->slot);
+}
+
+static void clear_stalled(struct dispatch *d, struct job *job)
+{
+    for (struct job **at = &d->stalled; *at != NULL; at = &(*at)->next_stalled)
+        if (*at == job) {
+            *at = job->next_stalled;
+            break;
+        }
+    job->stalled = false;
+    if (job->slot != JOB_NO_SLOT)
+        sched_resume(d->sched, job->slot);
+}
+
+/* Puts what is due; a full ring parks the job, DONE ends it. The job may be freed. */
+void dispatch_flush(struct dispatch *d, struct job *job)
+{
+    struct client *client = job->client;
+    if (client->closed)
+        return;
+    int rc = job_flush(job, client->session);
+    if (rc == -EAGAIN) {
+        if (!job->stalled)
+            set_stalled(d, job);
+    } else if (rc < 0) {
+        client->closed = true;
+        session_close(client->session, INFER_E_PROTOCOL);
+    } else if (rc > 0) {
+        dispatch_drop(d, job);
+    } else if (job->stalled) {
+        clear_stalled(d, job);
+    }
+}
+
+void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
+                     const char *text)
+{
+    d->n_failed += code != 0;
+    if (job->slot != JOB_NO_SLOT) {
+        sched_remove(d->sched, job->slot);
+        d->by_slot[job->slot] = NULL;
+        job->slot = JOB_NO_SLOT;
+    }
+    job_finish(job, finish, code, text);
+    if (job->sequence != NULL) /* its pages are free from now on, whatever the client reads */
+        kv_sequence_trim(job->model->pool, &job->sequence->state, 0);
+    dispatch_hold(d, job);
+    dispatch_flush(d, job);
+}
+
+static void flush_stalled(struct dispatch *d)
+{
+    uint64_t now = clock_us();
+    for (struct job *job = d->stalled, *next; job != NULL; job = next) {
+        next = job->next_stalled;
+        if (job->phase == JOB_RUNNING && now - job->stalled_since_us > DISPATCH_SLOW_READER_US)
+            dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_SLOW_READER,
+                            "the token ring was full for 20 seconds");
+        else
+            dispatch_flush(d, job);
+    }
+}
+
+/* ---- the step
+ * ------------------------------------------------------------------------------------------ */
+
+static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uint64_t now_us)
+{
+    struct engine_sequence *s = job->sequence;
+    bool finished = s->kind == ENGINE_SCORE ? engine_sequence_rows(s) == 0
+                                            : s->output.has_token && s->output.finish != 0;
+    sched_ran(d->sched, job->slot, n_rows, !finished && s->output.has_token);
+    if (s->output.has_token) {
+        job->token_due = true;
+        job->text_sent = 0;
+        job->last_token_us = now_us;
+        if (job->first_token_us == 0)
+            job->first_token_us = now_us;
+    }
+    if (finished)
+        dispatch_finish(d, job, s->kind == ENGINE_SCORE ? INFER_FINISH_NONE : s->output.finish, 0,
+                        NULL);
+    else if (s->output.has_token)
+        dispatch_flush(d, job);
+}
+
+static void fail_all(struct dispatch *d, int code, const char *text)
+{
+    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX; slot++)
+        if (d->by_slot[slot] != NULL)
+            dispatch_finish(d, d->by_slot[slot], INFER_FINISH_ERROR, code, text);
+}
+
+static void step_failed(struct dispatch *d, const struct engine_model *m, uint32_t n, int rc)
+{
+    const char *why = m->api->last_error(m->backend);
+    log_error("%s: a step failed: %s", m->name, why);
+    if (rc == -ENODEV) {
+        d->stopping = true;
+        fail_all(d, INFER_E_BACKEND_LOST, why);
+        loop_stop(d->config.loop, EXIT_BACKEND_LOST);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (d->by_slot[d->plan[i].slot] != NULL)
+            dispatch_finish(d, d->by_slot[d->plan[i].slot], INFER_FINISH_ERROR, INFER_E_BACKEND,
+                            why);
+}
+
+/* True when there was something to run. */
+static bool run_step(struct dispatch *d)
+{
+    uint32_t model = 0;
+    uint64_t from = clock_us();
+    uint32_t n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
+    if (n == 0)
+        return false;
+    struct engine_model *m = &d->config.models[model];
+    for (uint32_t i = 0; i < n; i++) {
+        struct job *job = d->by_slot[d->plan[i].slot];
+        d->work[i] = (struct engine_work){job->sequence, d->plan[i].n_rows};
+        if (job->started_us == 0)
+            job->started_us = from;
+    }
+    int rc = engine_step(m, d->work, n);
+    if (rc < 0) {
+        step_failed(d, m, n, rc);
+        return true;
+    }
+    uint64_t to = clock_us();
+    dispatch_count_step(d, d->work, n, from, to);
+    for (uint32_t i = 0; i < n; i++) {
+        after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
+    }
+    return true;
+}
+
+/* ---- clients
+ * --------------------------------------------------------------------------------------------- */
+
+static void add_client(struct dispatch *d, struct message *m)
+{
+    struct client *client = calloc(1, sizeof *client);
+    if (client == NULL) {
+        session_close(m->session, INFER_E_OUT_OF_MEMORY);
+        return; /* the client hangs up, its removal finds nobody */
+    }
+    client->session = m->session;
+    client->connection = m->connection;
+    client->next = d->clients;
+    if (client->next != NULL)
+        client->next->previous = client;
+    d->clients = client;
+    d->n_sessions++;
+}
+
+static void post_close(void *ctx)
+{
+    void **pair = ctx;
+    const struct dispatch *d = pair[0];
+    d->config.on_close(pair[1]);
+    free(pair);
+}
+
+static void post_free(void *ctx)
+{
+    void **pair = ctx;
+    const struct dispatch *d = pair[0];
+    d->config.on_free(pair[1]);
+    free(pair);
+}
+
+static void tell_event_thread(struct dispatch *d, void (*fn)(void *ctx), struct connection *c)
+{
+    void **pair = malloc(2 * sizeof *pair);
+    if (pair == NULL)
+        return; /* the connection leaks until the process ends; there is no memory to say it */
+    pair[0] = d;
+    pair[1] = c;
+    if (loop_post(d->config.loop, fn, pair) < 0)
+        free(pair);
+}
+
+static void remove_client(struct dispatch *d, struct connection *c)
+{
+    struct client *client = d->clients;
+    while (client != NULL && client->connection != c)
+        client = client->next;
+    if (client != NULL) {
+        while (client->jobs != NULL)
+            dispatch_drop(d, client->jobs);
+        if (client->previous != NULL)
+            client->previous->next = client->next;
+        else
+            d->clients = client->next;
+        if (client->next != NULL)
+            client->next->previous = client->previous;
+        free(client);
+        d->n_sessions--;
+    }
+    tell_event_thread(d, post_free, c);
+}
+
+/* A session that broke the protocol keeps no job; its socket is hung up by the event thread, whose
+ * removal then frees the rest. */
+static void give_up(struct dispatch *d, struct client *client)
+{
+    while (client->jobs != NULL)
+        dispatch_drop(d, client->jobs);
+    if (client->connection != NULL && !client->hung_up) {
+        client->hung_up = true;
+        tell_event_thread(d, post_close, client->connection);
+    }
+}
+
+static bool take_messages(struct dispatch *d)
+{
+    struct message *all = queue_take_all(&d->inbox, false);
+    bool any = all != NULL;
+    while (all != NULL) {
+        struct message *m = all;
+        all = m->next;
+        switch (m->kind) {
+        case MESSAGE_ADD:
+            add_client(d, m);
+            break;
+        case MESSAGE_REMOVE:
+            remove_client(d, m->connection);
+            break;
+        case MESSAGE_PREPARED:
+            dispatch_prepared(d, m->job);
+            break;
+        case MESSAGE_STOP:
+            d->stopping = true;
+            break;
+        }
+        free(m);
+    }
+    return any;
+}
+
+static bool poll_clients(struct dispatch *d)
+{
+    bool any = false;
+    for (struct client *client = d->clients; client != NULL; client = client->next) {
+        if (!client->closed && session_pending(client->session))
+            any |= dispatch_poll(d, client);
+        if (client->closed)
+            give_up(d, client);
+    }
+    return any;
+}
+
+static void publish(struct dispatch *d)
+{
+    for (struct client *client = d->clients; client != NULL; client = client->next)
+        if (!client->closed)
+            session_publish(client->session);
+}
+
+/* ---- sleeping
+ * -----------------------------------------------------------------------------------------------
+ */
+
+static bool pending(const struct dispatch *d)
+{
+    if (atomic_load_explicit(&d->inbox.any, memory_order_acquire))
+        return true;
+    for (const struct client *client = d->clients; client != NULL; client = client->next)
+        if (!client->closed && session_pending(client->session))
+            return true;
+    return false;
+}
+
+/* Polls for a while: a client that answers at once costs no system call on either side. */
+static bool spin(const struct dispatch *d)
+{
+    if (d->config.spin_us == 0)
+        return pending(d);
+    uint64_t until = clock_ns() + 1000ull * d->config.spin_us;
+    do {
+        for (int i = 0; i < 8; i++) {
+            if (pending(d))
+                return true;
+            infer_ring_pause();
+        }
+    } while (clock_ns() < until);
+    return false;
+}
+
+static void sleep_until_woken(struct dispatch *d)
+{
+    unsigned seen = atomic_load_explicit(&d->wake, memory_order_seq_cst);
+    bool came = false;
+    atomic_store_explicit(&d->asleep, true, memory_order_seq_cst);
+    for (struct client *client = d->clients; client != NULL; client = client->next)
+        came |= !client->closed && session_sleep(client->session);
+    if (!came && !atomic_load_explicit(&d->inbox.any, memory_order_seq_cst)) {
+        /* A parked client does not ring when it made room: look again soon. */
+        struct timespec soon = {0, 2000000};
+        syscall(SYS_futex, &d->wake, FUTEX_WAIT_PRIVATE, seen, d->stalled ? &soon : NULL, NULL, 0);
+    }
+    atomic_store_explicit(&d->asleep, false, memory_order_seq_cst);
+    for (struct client *client = d->clients; client != NULL; client = client->next)
+        if (!client->closed)
+            session_awake(client->session);
+}
+
+/* ---- threads
+ * --------------------------------------------------------------------------------------------------
+ */
+
+static void end_everything(struct dispatch *d)
+{
+    fail_all(d, INFER_E_SHUTDOWN, "the daemon is stopping");
+    for (struct client *client = d->clients; client != NULL; client = client->next) {
+        for (struct job *job = client->jobs, *next; job != NULL; job = next) {
+            next = job->next;
+            if (job->phase == JOB_PREPARING)
+                job->cancelled = true;
+        }
+        if (!client->closed) {
+            session_publish(client->session);
+            client->closed = true;
+            session_close(client->session, INFER_E_SHUTDOWN);
+        }
+    }
+}
+
+static void *engine_main(void *arg)
+{
+    struct dispatch *d = arg;
+    pthread_setname_np(pthread_self(), "inferd-engine");
+    while (!d->stopping) {
+        bool busy = take_messages(d);
+        busy |= poll_clients(d);
+        if (d->stalled != NULL)
+            flush_stalled(d);
+        if (busy)
+            publish(d); /* QUEUED must not wait for the step */
+        busy |= run_step(d);
+        publish(d);
+        if (!busy && !spin(d))
+            sleep_until_woken(d);
+    }
+    end_everything(d);
+    return NULL;
+}
+
+static void *prepare_main(void *arg)
+{
+    struct dispatch *d = arg;
+    pthread_setname_np(pthread_self(), "inferd-prepare");
+    for (;;) {
+        struct message *all = queue_take_all(&d->prepare, true);
+        while (all != NULL) {
+            struct message *m = all;
+            all = m->next;
+            if (m->kind == MESSAGE_STOP) {
+                assert(all == NULL);
+                free(m);
+                return NULL;
+            }
+            job_prepare(m->job);
+            /* The message that brought the job brings it back: no memory is needed. */
+            m->next = NULL;
+            pthread_mutex_lock(&d->inbox.lock);
+            *d->inbox.last = m;
+            d->inbox.last = &m->next;
+            atomic_store_explicit(&d->inbox.any, true, memory_order_release);
+            pthread_mutex_unlock(&d->inbox.lock);
+            dispatch_wake(d);
+        }
+    }
+}
+
+int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
+{
+    struct dispatch *d = calloc(1, sizeof *d);
+    if (d == NULL)
+        return -ENOMEM;
+    d->config = *config;
+    d->start_us = clock_us();
+    queue_init(&d->inbox);
+    queue_init(&d->prepare);
+    struct sched_config sched = {.max_sequences = INFER_SEQUENCES_MAX,
+                                 .max_running = config->max_running,
+                                 .step_rows = config->step_rows,
+                                 .n_models = config->n_models};
+    d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);
+    d->plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->plan);
+    d->work = calloc(INFER_STEP_SEQS_MAX, sizeof *d->work);
+    if (d->by_slot == NULL || d->plan == NULL || d->work == NULL ||
+        sched_new(&sched, &d->sched) < 0) {
+        dispatch_free(d);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < config->n_models; i++)
+        sched_set_pages(d->sched, i, config->models[i].state.n_pages);
+    *ret = d;
+    return 0;
+}
+
+int dispatch_start(struct dispatch *d)
+{
+    int rc = pthread_create(&d->prepare_thread, NULL, prepare_main, d);
+    if (rc != 0)
+        return -rc;
+    rc = pthread_create(&d->engine_thread, NULL, engine_main, d);
+    if (rc != 0) {
+        dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_STOP});
+        pthread_join(d->prepare_thread, NULL);
+        return -rc;
+    }
+    d->started = true;
+    return 0;
+}
+
+void dispatch_stop(struct dispatch *d)
+{
+    if (!d->started)
+        return;
+    dispatch_send(&d->inbox, (struct message){.kind = MESSAGE_STOP});
+    dispatch_wake(d);
+    pthread_join(d->engine_thread, NULL);
+    dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_STOP});
+    pthread_join(d->prepare_thread, NULL);
+    d->started = false;
+    while (d->clients != NULL || atomic_load(&d->inbox.any)) {
+        take_messages(d); /* what the preparing thread gave back, removals */
+        if (d->clients != NULL)
+            remove_client(d, d->clients->connection);
+    }
+}
+
+void dispatch_free(struct dispatch *d)
+{
+    queue_done(&d->inbox);
+    queue_done(&d->prepare);
+    sched_free(d->sched);
+    free(d->by_slot);
+    free(d->plan);
+    free(d->work);
+    free(d);
+}
+
+int dispatch_add(struct dispatch *d, struct connection *c, struct session *session)
+{
+    int rc = dispatch_send(
+        &d->inbox, (struct message){.kind = MESSAGE_ADD, .connection = c, .session = session});
+    dispatch_wake(d);
+    return rc;
+}
+
+void dispatch_remove(struct dispatch *d, struct connection *c)
+{
+    dispatch_send(&d->inbox, (struct message){.kind = MESSAGE_REMOVE, .connection = c});
+    dispatch_wake(d);
+}

@@ -1,0 +1,51 @@
+/* dispatch.h: the hub, and the engine thread.
+ *
+ * The one place that ties proto (what clients ask) to sched (who runs) to engine (what comes out)
+ * and back to the token rings. One thread, the engine thread, does all of it in a loop:
+ *
+ *   take messages from the event thread | poll the request rings | put what is due |
+ *   plan a step, run it, hand the tokens out | publish | spin, then sleep
+ *
+ * Nothing in the loop waits for a client, and no lock is held while a step runs. The event thread
+ * (server.c) owns sockets and descriptors; it and the engine thread talk through two queues of
+ * messages, dispatch_add/remove in one direction, loop_post() in the other. A third thread prepares
+ * long prompts, so that tokenizing a megabyte does not stop anybody's stream. */
+#ifndef INFERD_DISPATCH_H
+#define INFERD_DISPATCH_H
+
+#include "engine/engine.h"
+#include "io/loop.h"
+#include "proto/session.h"
+
+struct dispatch;
+struct connection; /* server.c's */
+
+struct dispatch_config {
+    struct engine_model *models;
+    uint32_t n_models;
+    uint32_t max_running;
+    uint32_t step_rows;
+    uint32_t spin_us; /* how long the engine thread polls before it sleeps */
+    struct loop *loop;
+    /* Called on the event thread. */
+    void (*on_close)(struct connection *c); /* we ended this session: hang up */
+    void (*on_free)(struct connection *c);  /* the last use of its session is over */
+    uint64_t memory_available;              /* of the machine, for status */
+};
+
+int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);
+/* Starts the engine and preparing threads. */
+int dispatch_start(struct dispatch *d);
+/* Ends every request with SHUTDOWN, closes every session, joins the threads. */
+void dispatch_stop(struct dispatch *d);
+void dispatch_free(struct dispatch *d);
+
+/* Event thread only. A session is added once and removed once; after its removal the engine thread
+ * answers with on_free, and only then may the session be freed. */
+int dispatch_add(struct dispatch *d, struct connection *c, struct session *session);
+void dispatch_remove(struct dispatch *d, struct connection *c);
+
+/* A client rang its doorbell. Any thread. */
+void dispatch_wake(struct dispatch *d);
+
+#endif

@@ -1,0 +1,285 @@
+/* dispatch_request.c: from a record on a ring to a job in a queue, and a job's end. */
+#include "dispatch_internal.h"
+
+#include "base/clock.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- a job's place in the daemon
+ * ----------------------------------------------------------------- */
+
+void dispatch_hold(struct dispatch *d, struct job *job)
+{
+    uint64_t now = job->ask.payload != NULL ? job->payload_bytes : 0;
+    now += job->result != NULL ? job->result_bytes : 0;
+    d->held_bytes += now - job->held_bytes;
+    job->held_bytes = now;
+}
+
+static void link_job(struct client *client, struct job *job)
+{
+    job->client = client;
+    job->next = client->jobs;
+    if (job->next != NULL)
+        job->next->previous = job;
+    client->jobs = job;
+    client->n_jobs++;
+}
+
+static void unlink_job(struct job *job)
+{
+    if (job->previous != NULL)
+        job->previous->next = job->next;
+    else
+        job->client->jobs = job->next;
+    if (job->next != NULL)
+        job->next->previous = job->previous;
+    job->client->n_jobs--;
+    job->client = NULL;
+    job->next = job->previous = NULL;
+}
+
+static void unlink_stalled(struct dispatch *d, struct job *job)
+{
+    for (struct job **at = &d->stalled; *at != NULL; at = &(*at)->next_stalled)
+        if (*at == job) {
+            *at = job->next_stalled;
+            return;
+        }
+}
+
+/* Takes the job out of every list and frees it, at once or, while it is being prepared, as soon as
+ * the preparing thread gives it back. */
+void dispatch_drop(struct dispatch *d, struct job *job)
+{
+    if (job->slot != JOB_NO_SLOT) {
+        sched_remove(d->sched, job->slot);
+        d->by_slot[job->slot] = NULL;
+        job->slot = JOB_NO_SLOT;
+    }
+    if (job->stalled)
+        unlink_stalled(d, job);
+    unlink_job(job);
+    d->held_bytes -= job->held_bytes;
+    job->held_bytes = 0;
+    if (job->phase != JOB_PREPARING)
+        job_free(job);
+}
+
+/* ---- choosing the model
+ * -------------------------------------------------------------------------- */
+
+static int choose_model(const struct dispatch *d, struct job *job)
+{
+    for (uint32_t i = 0; i < d->config.n_models; i++) {
+        if (job->ask.model[0] != '\0' && strcmp(job->ask.model, d->config.models[i].name) != 0)
+            continue;
+        job->model = &d->config.models[i];
+        job->model_index = i;
+        return 0;
+    }
+    char served[INFER_DETAIL_MAX / 2];
+    size_t n = 0;
+    for (uint32_t i = 0; i < d->config.n_models && n < sizeof served; i++)
+        n += (size_t)snprintf(served + n, sizeof served - n, "%s%s", i ? ", " : "",
+                              d->config.models[i].name);
+    return report_fail(&job->report, INFER_E_UNKNOWN_MODEL, "'%s' is not served; served: %s",
+                       job->ask.model, d->config.n_models ? served : "none");
+}
+
+/* ---- starting
+ * --------------------------------------------------------------------------------------- */
+
+static void start_sequence(struct dispatch *d, struct job *job)
+{
+    if (job_start(job) < 0) {
+        dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
+        return;
+    }
+    job->queued_due = job->ask.op == INFER_ABI_GENERATE;
+    uint32_t rows = engine_sequence_rows(job->sequence);
+    if (rows == 0) {
+        dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
+        return;
+    }
+    struct sched_request r = {.model = job->model_index,
+                              .uid = session_peer(job->client->session)->uid,
+                              .n_rows = rows,
+                              .n_pages = engine_sequence_pages(job->sequence)};
+    int rc = sched_add(d->sched, &r, job->admitted_us, &job->slot);
+    if (rc < 0) {
+        char text[INFER_DETAIL_MAX];
+        job->slot = JOB_NO_SLOT;
+        if (rc == -E2BIG)
+            snprintf(
+                text, sizeof text,
+                "it may need %u pages of sequence state, there are %u; ask for fewer tokens or "
+                "start the daemon with a larger --state-memory",
+                r.n_pages, job->model->state.n_pages);
+        else
+            snprintf(text, sizeof text, "%u requests are known already", INFER_SEQUENCES_MAX);
+        dispatch_finish(d, job, INFER_FINISH_ERROR,
+                        rc == -E2BIG ? INFER_E_NO_MEMORY : INFER_E_QUEUE_FULL, text);
+        return;
+    }
+    d->by_slot[job->slot] = job;
+    job->phase = JOB_RUNNING;
+    job->position = sched_position(d->sched, job->slot);
+    dispatch_flush(d, job);
+}
+
+void dispatch_prepared(struct dispatch *d, struct job *job)
+{
+    job->phase = JOB_DRAINING;
+    if (job->client == NULL) { /* its client went away meanwhile */
+        job_free(job);
+        return;
+    }
+    dispatch_hold(d, job);
+    if (job->cancelled)
+        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
+    else if (job->report.code != 0)
+        dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
+    else if (job->ask.op == INFER_ABI_GENERATE || job->ask.op == INFER_ABI_SCORE)
+        start_sequence(d, job);
+    else
+        dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
+}
+
+static void prepare(struct dispatch *d, struct job *job)
+{
+    job->phase = JOB_PREPARING;
+    if (job->payload_bytes > DISPATCH_INLINE_BYTES_MAX &&
+        dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_PREPARED, .job = job}) == 0)
+        return;
+    job_prepare(job);
+    dispatch_prepared(d, job);
+}
+
+/* What is answered without tokens: 1 when the job was finished here. */
+static int answer_at_once(struct dispatch *d, struct job *job)
+{
+    int rc = 0;
+    switch (job->ask.op) {
+    case INFER_ABI_STATUS:
+        rc = dispatch_status(d, job);
+        break;
+    case INFER_ABI_MODELS:
+        rc = dispatch_models(d, job);
+        break;
+    default:
+        return 0;
+    }
+    dispatch_finish(d, job, rc < 0 ? INFER_FINISH_ERROR : INFER_FINISH_NONE, -rc, NULL);
+    return 1;
+}
+
+static void refuse(struct dispatch *d, struct job *job, int code, const char *text)
+{
+    job->phase = JOB_DRAINING;
+    dispatch_finish(d, job, INFER_FINISH_ERROR, code, text);
+}
+
+/* ---- records
+ * ------------------------------------------------------------------------------------------ */
+
+static struct job *find_job(const struct client *client, uint32_t request)
+{
+    struct job *job = client->jobs;
+    while (job != NULL && job->request != request)
+        job = job->next;
+    return job;
+}
+
+/* The job that stands for a record, admitted or not; NULL only when memory is out. */
+static struct job *new_job(struct dispatch *d, struct client *client, struct session_request *r)
+{
+    struct admit_request ask = {0};
+    struct report report = {0};
+    if (r->error != 0)
+        report_fail(&report, r->error, "the request holds %u bytes or more, %u is the most",
+                    r->payload_bytes, INFER_REQUEST_BYTES_MAX);
+    else if (r->kind != INFER_ABI_SUBMIT)
+        report_fail(&report, INFER_E_UNSUPPORTED, "record kind %u is not known", r->kind);
+    else
+        admit_parse(r, &ask, &report);
+    ask.request = r->request;
+    struct job *job = job_new(&ask);
+    if (job == NULL) {
+        admit_done(&ask);
+        free(r->payload);
+        return NULL;
+    }
+    job->report = report;
+    job->payload_bytes = r->payload_bytes;
+    job->id = ++d->next_id;
+    job->admitted_us = clock_us();
+    link_job(client, job);
+    dispatch_hold(d, job);
+    d->n_requests++;
+    return job;
+}
+
+static void submit(struct dispatch *d, struct client *client, struct session_request *r)
+{
+    uint32_t n_before = client->n_jobs;
+    struct job *job = new_job(d, client, r);
+    if (job == NULL) {
+        client->closed = true;
+        session_close(client->session, INFER_E_OUT_OF_MEMORY);
+    } else if (job->report.code != 0) {
+        refuse(d, job, job->report.code, NULL);
+    } else if (d->stopping) {
+        refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping");
+    } else if (n_before >= INFER_SESSION_REQUESTS_MAX) {
+        refuse(d, job, INFER_E_QUEUE_FULL, "256 requests of this connection are unfinished");
+    } else if (d->held_bytes > DISPATCH_HELD_BYTES_MAX) {
+        refuse(d, job, INFER_E_QUEUE_FULL, "the daemon holds 256 MiB of requests already");
+    } else if (!answer_at_once(d, job)) {
+        if (choose_model(d, job) < 0)
+            refuse(d, job, job->report.code, NULL);
+        else
+            prepare(d, job);
+    }
+}
+
+static void cancel(struct dispatch *d, struct client *client, uint32_t request)
+{
+    struct job *job = find_job(client, request);
+    if (job == NULL || job->phase == JOB_DRAINING)
+        return; /* it is over; its DONE is on the way */
+    if (job->phase == JOB_PREPARING)
+        job->cancelled = true;
+    else
+        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
+}
+
+bool dispatch_poll(struct dispatch *d, struct client *client)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < DISPATCH_POLLS_PER_TURN && !client->closed; i++) {
+        /* Who leaves twice the limit unread is not read either: his ring fills, his submit waits.
+         */
+        if (client->n_jobs >= 2 * INFER_SESSION_REQUESTS_MAX)
+            break;
+        struct session_request r;
+        int rc = session_poll(client->session, &r);
+        if (rc == 0)
+            break;
+        any = true;
+        if (rc > 0 && r.kind == INFER_ABI_CANCEL) {
+            cancel(d, client, r.request);
+        } else if (rc > 0 && find_job(client, r.request) == NULL) {
+            submit(d, client, &r);
+        } else {
+            if (rc > 0)
+                free(r.payload);
+            client->closed = true;
+            session_close(client->session, INFER_E_PROTOCOL);
+        }
+    }
+    return any;
+}

@@ -1,0 +1,139 @@
+/* dispatch_status.c: what the daemon tells about itself. */
+#include "dispatch_internal.h"
+
+#include "base/clock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void describe_model(const struct engine_model *m, struct infer_model *ret)
+{
+    const struct infer_shape *shape = &m->plan->backend.shape;
+
+    memset(ret, 0, sizeof *ret);
+    ret->bytes = sizeof *ret;
+    snprintf(ret->name, sizeof ret->name, "%s", m->name);
+    snprintf(ret->architecture, sizeof ret->architecture, "%s", m->plan->architecture);
+    snprintf(ret->description, sizeof ret->description, "%s", m->plan->description);
+    snprintf(ret->backend, sizeof ret->backend, "%s", m->backend_name);
+    if (m->chat != NULL)
+        snprintf(ret->chat_template, sizeof ret->chat_template, "%s", chat_template_name(m->chat));
+    ret->n_vocab = shape->n_vocab;
+    ret->n_context = m->n_context;
+    ret->n_embd = shape->n_embd;
+    ret->n_layers = shape->n_layers;
+    ret->n_parameters = m->plan->n_parameters;
+    ret->weights_bytes = m->memory.weights_bytes;
+    ret->state_bytes = m->memory.page_bytes * m->state.n_pages;
+    ret->scratch_bytes = m->memory.scratch_bytes;
+    ret->bos = tokenizer_bos(m->tokenizer);
+    ret->eos = tokenizer_eos(m->tokenizer);
+    ret->add_bos = tokenizer_add_bos(m->tokenizer);
+}
+
+int dispatch_models(const struct dispatch *d, struct job *job)
+{
+    struct infer_model *models = calloc(d->config.n_models, sizeof *models);
+    if (models == NULL)
+        return -INFER_E_OUT_OF_MEMORY;
+    for (uint32_t i = 0; i < d->config.n_models; i++)
+        describe_model(&d->config.models[i], &models[i]);
+    job->result_what = INFER_ABI_MODEL_RECORD;
+    job->result = (uint8_t *)models;
+    job->result_bytes = d->config.n_models * sizeof *models;
+    return 0;
+}
+
+static uint64_t resident_bytes(void)
+{
+    unsigned long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f == NULL)
+        return 0;
+    if (fscanf(f, "%*s %llu", &pages) != 1)
+        pages = 0;
+    fclose(f);
+    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static void fill_speeds(const struct dispatch *d, struct infer_status *s)
+{
+    uint64_t now = clock_us() / 1000000u;
+    struct second sum = {0};
+
+    for (int i = 0; i < DISPATCH_SECONDS; i++) {
+        const struct second *x = &d->seconds[i];
+        if (x->at + DISPATCH_SECONDS <= now)
+            continue;
+        sum.prompt_tokens += x->prompt_tokens;
+        sum.prompt_us += x->prompt_us;
+        sum.tokens += x->tokens;
+        sum.tokens_us += x->tokens_us;
+    }
+    if (sum.prompt_us > 0)
+        s->prompt_tokens_per_s = 1e6 * (double)sum.prompt_tokens / (double)sum.prompt_us;
+    if (sum.tokens_us > 0)
+        s->tokens_per_s = 1e6 * (double)sum.tokens / (double)sum.tokens_us;
+}
+
+int dispatch_status(const struct dispatch *d, struct job *job)
+{
+    struct infer_status *s = calloc(1, sizeof *s);
+    if (s == NULL)
+        return -INFER_E_OUT_OF_MEMORY;
+    struct sched_counts counts = sched_count(d->sched);
+    s->bytes = sizeof *s;
+    s->pid = (uint32_t)getpid();
+    snprintf(s->version, sizeof s->version, "%s", INFERD_VERSION);
+    snprintf(s->event_loop, sizeof s->event_loop, "%s", loop_name(d->config.loop));
+    s->uptime_us = clock_us() - d->start_us;
+    s->memory_bytes = resident_bytes();
+    s->memory_available = d->config.memory_available;
+    s->n_models = d->config.n_models;
+    s->n_sessions = d->n_sessions;
+    s->n_running = counts.n_running;
+    s->n_waiting = counts.n_waiting;
+    s->n_parked = counts.n_parked;
+    for (uint32_t i = 0; i < d->config.n_models; i++) {
+        s->n_pages += kv_pool_pages(d->config.models[i].pool);
+        s->n_pages_used += kv_pool_used(d->config.models[i].pool);
+        s->page_tokens = d->config.models[i].state.page_tokens;
+    }
+    s->n_requests = d->n_requests;
+    s->n_failed = d->n_failed;
+    s->n_prompt_tokens = d->n_prompt_tokens;
+    s->n_tokens = d->n_tokens;
+    s->n_steps = d->n_steps;
+    fill_speeds(d, s);
+    job->result_what = INFER_ABI_STATUS_RECORD;
+    job->result = (uint8_t *)s;
+    job->result_bytes = sizeof *s;
+    return 0;
+}
+
+/* A step that mixes prompt rows and decode rows is charged to both by their number. */
+void dispatch_count_step(struct dispatch *d, const struct engine_work *work, uint32_t n,
+                         uint64_t from_us, uint64_t to_us)
+{
+    uint64_t prompt = 0, drawn = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct engine_sequence *s = work[i].sequence;
+        bool decode = work[i].n_rows == 1 && s->n_cached > s->n_prompt;
+        prompt += decode ? 0 : work[i].n_rows;
+        drawn += decode;
+        d->n_tokens += s->output.has_token;
+    }
+    uint64_t second = to_us / 1000000u;
+    struct second *x = &d->seconds[second % DISPATCH_SECONDS];
+    if (x->at != second)
+        *x = (struct second){.at = second};
+    uint64_t took = to_us - from_us;
+    x->prompt_tokens += prompt;
+    x->tokens += drawn;
+    x->prompt_us += took * prompt / (prompt + drawn);
+    x->tokens_us += took * drawn / (prompt + drawn);
+    d->n_prompt_tokens += prompt;
+    d->n_steps++;
+}

@@ -1,0 +1,80 @@
+/* job.h: one request from its admission to its last event.
+ *
+ * A job goes through three phases, and what it owes its client is always in it, never lost:
+ *
+ *   PREPARING  text becomes tokens (chat template, tokenizer); on the engine thread when it is
+ *              short, on the preparing thread when it is long
+ *   RUNNING    a sequence in scheduler and engine; each step leaves at most one token
+ *   DRAINING   everything is known; results and DONE are put as the token ring has room
+ *
+ * Events that are due stand as flags and offsets in the job and are put by job_flush(), so that a
+ * full ring stops the job and nobody else.
+ *
+ * Threads: the engine's, but for job_prepare(), which one other thread may run while the job is
+ * PREPARING. */
+#ifndef INFERD_JOB_H
+#define INFERD_JOB_H
+
+#include "engine/engine.h"
+#include "proto/admit.h"
+
+enum job_phase { JOB_PREPARING, JOB_RUNNING, JOB_DRAINING };
+
+#define JOB_NO_SLOT UINT32_MAX
+
+struct client; /* dispatch.c's */
+
+struct job {
+    struct job *next, *previous; /* in its client's list */
+    struct job *next_stalled;
+    struct client *client; /* NULL: it is gone; the job only waits to be freed */
+    enum job_phase phase;
+    uint32_t request;
+    uint64_t id;
+    uint64_t payload_bytes; /* as the client sent it */
+    uint64_t held_bytes;    /* of payload and result, for the daemon's account */
+    struct admit_request ask;
+    struct engine_model *model; /* NULL for STATUS and MODELS */
+    uint32_t model_index;
+    bool cancelled; /* while it was being prepared */
+    bool stalled;
+    uint64_t stalled_since_us;
+
+    struct token_list tokens; /* of the prompt, once prepared */
+    struct report report;     /* why it failed; code 0: it did not */
+
+    struct engine_sequence *sequence;
+    uint32_t slot;
+
+    /* due to the client */
+    bool queued_due, token_due, done_due;
+    uint32_t position;
+    size_t text_sent;
+    uint32_t result_what; /* enum infer_abi_result; 0: none */
+    uint8_t *result;
+    size_t result_bytes, result_sent;
+    uint32_t finish;
+
+    uint64_t admitted_us, started_us, first_token_us, last_token_us;
+};
+
+/* Takes over *ask (zeroes it). NULL when there is no memory. */
+struct job *job_new(struct admit_request *ask);
+void job_free(struct job *job);
+
+/* Turns the input into tokens, or for TOKENIZE and DETOKENIZE into the result. Frees the payload.
+ * A failure stands in job->report. Touches nothing but the job and immutable parts of its model. */
+void job_prepare(struct job *job);
+
+/* Makes the sequence of a prepared GENERATE or SCORE. Negative: job->report says why. */
+int job_start(struct job *job);
+
+/* Everything is known: what follows is DONE. code 0: it went well. text may be NULL: the report's
+ * own, if it holds that code. */
+void job_finish(struct job *job, uint32_t finish, int code, const char *text);
+
+/* Puts what is due into the client's ring. 0: nothing is due any more; 1: DONE was put, the job is
+ * over; -EAGAIN: no room; -INFER_E_PROTOCOL: the client is broken. */
+int job_flush(struct job *job, struct session *session);
+
+#endif

@@ -1,0 +1,157 @@
+/* test_memory.c: blocks and their accounts, and the table that backends get. */
+#include "memory.h"
+
+#include "base/log.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+static const size_t sizes[] = {1,      63,      64,      4096,    131071,         131072,
+                               131073, 2097151, 2097152, 2097153, (5u << 20) + 17};
+#define N_SIZES (sizeof sizes / sizeof sizes[0])
+
+static void blocks_are_zeroed_and_aligned(void **state)
+{
+    (void)state;
+    struct memory m;
+    memory_init(&m, 0);
+    for (int round = 0; round < 2; round++) /* the second may get used memory again */
+        for (size_t i = 0; i < N_SIZES; i++) {
+            uint8_t *p = memory_take(&m, MEMORY_ENGINE, sizes[i]);
+            assert_non_null(p);
+            assert_int_equal((uintptr_t)p % 64, 0);
+            if (sizes[i] >= 2097152)
+                assert_int_equal((uintptr_t)p % 2097152, 0);
+            for (size_t k = 0; k < sizes[i]; k++)
+                if (p[k] != 0)
+                    fail_msg("byte %zu of %zu is %d", k, sizes[i], p[k]);
+            memset(p, 0xff, sizes[i]);
+            assert_int_equal(memory_bytes(&m, MEMORY_ENGINE), sizes[i]);
+            memory_give(&m, MEMORY_ENGINE, p, sizes[i]);
+        }
+    assert_int_equal(memory_total_bytes(&m), 0);
+    assert_int_equal(memory_peak_bytes(&m), sizes[N_SIZES - 1]);
+    memory_give(&m, MEMORY_ENGINE, NULL, 5);
+    assert_int_equal(memory_total_bytes(&m), 0);
+}
+
+static void accounts_by_purpose_and_the_limit(void **state)
+{
+    (void)state;
+    struct memory m;
+    memory_init(&m, 10000);
+    void *a = memory_take(&m, MEMORY_BACKEND, 6000), *b = memory_take(&m, MEMORY_ENGINE, 4000);
+    assert_non_null(a);
+    assert_non_null(b);
+    assert_null(memory_take(&m, MEMORY_ENGINE, 1));
+    assert_int_equal(memory_bytes(&m, MEMORY_BACKEND), 6000);
+    assert_int_equal(memory_bytes(&m, MEMORY_ENGINE), 4000);
+    assert_int_equal(memory_total_bytes(&m), 10000);
+    memory_give(&m, MEMORY_BACKEND, a, 6000);
+    assert_int_equal(memory_total_bytes(&m), 4000);
+    assert_int_equal(memory_peak_bytes(&m), 10000);
+    memory_give(&m, MEMORY_ENGINE, b, 4000);
+}
+
+static void impossible_sizes_are_refused(void **state)
+{
+    (void)state;
+    struct memory m;
+    memory_init(&m, 0);
+    assert_null(memory_take(&m, MEMORY_ENGINE, 0));
+    assert_null(memory_take(&m, MEMORY_ENGINE, SIZE_MAX));
+    assert_null(memory_take(&m, MEMORY_ENGINE, SIZE_MAX - 4096));
+    assert_null(memory_take(&m, MEMORY_ENGINE, SIZE_MAX - (2u << 20) + 1));
+    assert_null(memory_take(&m, MEMORY_ENGINE, (size_t)1 << 62));
+    assert_int_equal(memory_total_bytes(&m), 0);
+}
+
+static void *take_and_give(void *ctx)
+{
+    struct memory *m = ctx;
+    for (size_t i = 0; i < 2000; i++) {
+        size_t bytes = 1 + i % 300;
+        void *p = memory_take(m, MEMORY_BACKEND, bytes);
+        if (p != NULL)
+            memory_give(m, MEMORY_BACKEND, p, bytes);
+    }
+    return NULL;
+}
+
+static void accounts_hold_in_many_threads(void **state)
+{
+    (void)state;
+    struct memory m;
+    pthread_t threads[4];
+    memory_init(&m, 500); /* some are refused */
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, take_and_give, &m), 0);
+    for (int i = 0; i < 4; i++)
+        pthread_join(threads[i], NULL);
+    assert_int_equal(memory_total_bytes(&m), 0);
+    assert_int_equal(memory_bytes(&m, MEMORY_BACKEND), 0);
+    assert_in_range(memory_peak_bytes(&m), 300, 500);
+}
+
+/* What the host's log() writes to standard error. */
+static void log_of(const struct infer_host *host, int level, const char *text, char *ret, size_t n)
+{
+    int fds[2], old = dup(STDERR_FILENO);
+    assert_int_equal(pipe2(fds, O_NONBLOCK), 0);
+    dup2(fds[1], STDERR_FILENO);
+    host->log(host->ctx, level, text);
+    dup2(old, STDERR_FILENO);
+    ssize_t got = read(fds[0], ret, n - 1);
+    ret[got > 0 ? got : 0] = '\0';
+    close(old);
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void the_host_of_a_backend(void **state)
+{
+    (void)state;
+    static const uint32_t cpus[] = {4, 2};
+    struct memory m;
+    struct infer_host host;
+    char line[256];
+    memory_init(&m, 1000);
+    memory_host_init(&m, cpus, 2, &host);
+    assert_int_equal(host.abi, INFER_BACKEND_ABI);
+    assert_ptr_equal(host.cpus, cpus);
+    assert_int_equal(host.n_cpus, 2);
+    void *p = host.memory_take(host.ctx, 1000);
+    assert_non_null(p);
+    assert_null(host.memory_take(host.ctx, 1));
+    assert_int_equal(memory_bytes(&m, MEMORY_BACKEND), 1000);
+    host.memory_give(host.ctx, p, 1000);
+    assert_int_equal(memory_bytes(&m, MEMORY_BACKEND), 0);
+    log_of(&host, INFER_LOG_WARNING, "100%s", line, sizeof line);
+    assert_non_null(strstr(line, "warning: 100%s\n"));
+    log_of(&host, INFER_LOG_DEBUG, "not shown", line, sizeof line);
+    assert_string_equal(line, "");
+    log_of(&host, -5, "odd level", line, sizeof line);
+    assert_non_null(strstr(line, "error: odd level\n"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(blocks_are_zeroed_and_aligned),
+        cmocka_unit_test(accounts_by_purpose_and_the_limit),
+        cmocka_unit_test(impossible_sizes_are_refused),
+        cmocka_unit_test(accounts_hold_in_many_threads),
+        cmocka_unit_test(the_host_of_a_backend),
+    };
+    unsetenv("JOURNAL_STREAM");
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

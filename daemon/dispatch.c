@@ -85,7 +85,7 @@ static void set_stalled(struct dispatch *d, struct job *job)
         sched_park(d->sched, job->slot);
 }
 
-static void clear_stalled(struct dispatch *d, struct job *job)
+void dispatch_clear_stalled(struct dispatch *d, struct job *job)
 {
     for (struct job **at = &d->stalled; *at != NULL; at = &(*at)->next_stalled)
         if (*at == job) {
@@ -113,7 +113,7 @@ void dispatch_flush(struct dispatch *d, struct job *job)
     } else if (rc > 0) {
         dispatch_drop(d, job);
     } else if (job->stalled) {
-        clear_stalled(d, job);
+        dispatch_clear_stalled(d, job);
     }
 }
 

@@ -30,7 +30,6 @@ struct dispatch_config {
     /* Called on the event thread. */
     void (*on_close)(struct connection *c); /* we ended this session: hang up */
     void (*on_free)(struct connection *c);  /* the last use of its session is over */
-    uint64_t memory_available;              /* of the machine, for status */
 };
 
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);

@@ -81,6 +81,7 @@ struct dispatch {
 
 /* dispatch.c */
 void dispatch_flush(struct dispatch *d, struct job *job);
+void dispatch_clear_stalled(struct dispatch *d, struct job *job);
 void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
                      const char *text);
 int dispatch_send(struct message_queue *q, struct message message);

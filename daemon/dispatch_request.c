@@ -42,15 +42,6 @@ static void unlink_job(struct job *job)
     job->next = job->previous = NULL;
 }
 
-static void unlink_stalled(struct dispatch *d, struct job *job)
-{
-    for (struct job **at = &d->stalled; *at != NULL; at = &(*at)->next_stalled)
-        if (*at == job) {
-            *at = job->next_stalled;
-            return;
-        }
-}
-
 /* Takes the job out of every list and frees it, at once or, while it is being prepared, as soon as
  * the preparing thread gives it back. */
 void dispatch_drop(struct dispatch *d, struct job *job)
@@ -61,7 +52,7 @@ void dispatch_drop(struct dispatch *d, struct job *job)
         job->slot = JOB_NO_SLOT;
     }
     if (job->stalled)
-        unlink_stalled(d, job);
+        dispatch_clear_stalled(d, job);
     unlink_job(job);
     d->held_bytes -= job->held_bytes;
     job->held_bytes = 0;

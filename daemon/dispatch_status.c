@@ -2,6 +2,7 @@
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
+#include "topology.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,7 +91,9 @@ int dispatch_status(const struct dispatch *d, struct job *job)
     snprintf(s->event_loop, sizeof s->event_loop, "%s", loop_name(d->config.loop));
     s->uptime_us = clock_us() - d->start_us;
     s->memory_bytes = resident_bytes();
-    s->memory_available = d->config.memory_available;
+    struct topology limits = {0};
+    topology_limits("", &limits);
+    s->memory_available = limits.memory_available;
     s->n_models = d->config.n_models;
     s->n_sessions = d->n_sessions;
     s->n_running = counts.n_running;

@@ -215,9 +215,12 @@ void job_finish(struct job *job, uint32_t finish, int code, const char *text)
 
 static int flush_result(struct job *job, struct session *session)
 {
+    /* Each model has a record of its own, so that a client that knows a shorter struct can skip. */
+    size_t most = job->result_what == INFER_ABI_MODEL_RECORD ? sizeof(struct infer_model)
+                                                             : SESSION_RESULT_MAX;
     while (job->result_sent < job->result_bytes) {
         size_t left = job->result_bytes - job->result_sent;
-        uint32_t n = (uint32_t)(left < SESSION_RESULT_MAX ? left : SESSION_RESULT_MAX);
+        uint32_t n = (uint32_t)(left < most ? left : most);
         int rc = session_put_result(session, job->request, job->result_what,
                                     (uint32_t)job->result_sent, job->result + job->result_sent, n);
         if (rc < 0)

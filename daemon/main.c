@@ -144,8 +144,7 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .spin_us = d->config->spin_us,
                                      .loop = d->loop,
                                      .on_close = server_on_close,
-                                     .on_free = server_on_free,
-                                     .memory_available = d->topology.memory_available};
+                                     .on_free = server_on_free};
     if (dispatch_new(&config, &d->dispatch) < 0 || dispatch_start(d->dispatch) < 0 ||
         server_start(d->server, d->dispatch) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "the daemon's threads cannot start");

@@ -279,6 +279,18 @@ static void arm_hello_timer(struct server *s)
             loop_timer(s->loop, HELLO_SECONDS * 1000000u, 0, on_hello_timer, s, NULL) == 0;
 }
 
+/* Who says hello does so at once; who has been silent longest makes room, so that silent
+ * connections cannot keep others out. */
+static void drop_oldest_silent(struct server *s)
+{
+    struct connection *oldest = NULL;
+    for (struct connection *c = s->connections; c != NULL; c = c->next)
+        if (c->session == NULL) /* newest first: the last one seen is the oldest */
+            oldest = c;
+    if (oldest != NULL)
+        hang_up(oldest);
+}
+
 static void on_accept(void *ctx, int fd)
 {
     struct server *s = ctx;
@@ -291,7 +303,9 @@ static void on_accept(void *ctx, int fd)
         close(fd);
         return;
     }
-    if (s->n_connections >= INFER_SESSIONS_MAX || s->n_without_session >= HELLO_MAX) {
+    if (s->n_without_session >= HELLO_MAX)
+        drop_oldest_silent(s);
+    if (s->n_connections >= INFER_SESSIONS_MAX) {
         turn_away(fd, &peer);
         return;
     }

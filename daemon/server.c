@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,6 +78,16 @@ static int take_lock(struct server *s, struct report *report)
     }
 }
 
+/* The kernel may keep the listening socket of a daemon that was killed for a moment, while io_uring
+ * ends its work on it. */
+static bool owner_is_gone(int fd)
+{
+    struct ucred owner = {0};
+    socklen_t n = sizeof owner;
+    return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &owner, &n) == 0 && owner.pid > 0 &&
+           kill(owner.pid, 0) < 0 && errno == ESRCH;
+}
+
 /* Removes a socket that a dead daemon left; refuses to remove anything else. */
 static int clear_path(struct server *s, struct report *report)
 {
@@ -92,9 +103,10 @@ static int clear_path(struct server *s, struct report *report)
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     int rc = fd < 0 ? -1 : connect(fd, (struct sockaddr *)&address, sizeof address);
     int why = errno;
+    bool alive = rc == 0 ? !owner_is_gone(fd) : why == EAGAIN;
     if (fd >= 0)
         close(fd);
-    if (rc == 0 || why == EAGAIN)
+    if (alive)
         return report_fail(report, INFER_E_SOCKET_BUSY,
                            "somebody listens at %s; stop it or choose another --socket", s->path);
     unlink(s->path);

@@ -124,7 +124,7 @@ static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, 
     struct iovec part = {ret, sizeof *ret};
     struct msghdr message;
     ssize_t n;
-    int n_fds = 0;
+    int n_fds = 0, reset = 0; /* an error is told once, then what came before it */
     memset(&message, 0, sizeof message);
     message.msg_iov = &part;
     message.msg_iovlen = 1;
@@ -132,7 +132,7 @@ static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, 
     message.msg_controllen = sizeof control.bytes;
     do
         n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
-    while (n < 0 && errno == EINTR);
+    while (n < 0 && (errno == EINTR || (errno == ECONNRESET && !reset++)));
     if (n < 0)
         return n;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL; c = CMSG_NXTHDR(&message, c)) {
@@ -233,9 +233,10 @@ int link_open(const char *path, const char *client_name, uint32_t request_ring_b
     int r = open_socket(path, &link.socket, detail);
     if (r < 0)
         return r;
-    ssize_t n = -1;
-    if (send_hello(link.socket, client_name, request_ring_bytes, token_ring_bytes) == 0)
-        n = receive_welcome(link.socket, &welcome, link.fd, &n_fds);
+    /* A daemon that is full refuses before it was asked: its welcome is there although the hello
+     * found nobody any more. */
+    (void)send_hello(link.socket, client_name, request_ring_bytes, token_ring_bytes);
+    ssize_t n = receive_welcome(link.socket, &welcome, link.fd, &n_fds);
     if (n <= 0)
         r = refuse(detail, INFER_E_DAEMON_ABSENT, path,
                    n == 0 ? "the daemon closed the connection" : "the daemon does not answer");

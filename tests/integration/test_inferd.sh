@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# inferd's own command line: help, version, --inspect; ending by signal; quietness.
+# shellcheck source=tests/support/sh.bash
+source tests/support/sh.bash
+
+run "$inferd" --help
+is "--help: exit status" "$status" 0
+matches "--help: names --model" "$out" '--model'
+is "--help: nothing on standard error" "$err" ""
+check "--help: fits a screen or two" test "$(wc -l <<<"$out")" -le 60
+
+run "$inferd" --version
+is "--version: exit status" "$status" 0
+matches "--version: a number" "$out" '^inferd [0-9]+\.[0-9]+'
+
+run "$inferd" --inspect "$model"
+is "--inspect: exit status" "$status" 0
+matches "--inspect: architecture" "$out" 'llama'
+matches "--inspect: parameters" "$out" '46\.[0-9]+ ?M'
+matches "--inspect: type" "$out" 'Q6_K'
+matches "--inspect: context" "$out" '2,?048'
+matches "--inspect: what it takes in memory" "$out" '[0-9] ?[KMG]i?B'
+
+text='The quick brown fox: naïve café, 日本語 🙂  two  spaces'
+printf '%s' "$text" >"$folder/text"
+"$inferd" --inspect "$model" --tokenize <"$folder/text" >"$folder/ids" 2>"$folder/err"
+is "--inspect --tokenize: exit status" $? 0
+matches "--inspect --tokenize: a JSON array" "$(cat "$folder/ids")" '^\[[0-9]+(, ?[0-9]+)*\]$'
+
+daemon_start --backend null
+run "$inferctl" tokenize --json --file "$folder/text"
+is "the daemon's tokenizer agrees with --inspect" "$(tr -dc '0-9,' <<<"$out")" "$(tr -dc '0-9,' <"$folder/ids")"
+run "$inferctl" detokenize --ids "$(tr -dc '0-9,' <"$folder/ids")"
+is "detokenize gives the text back" "$out" "$text"
+
+run "$inferctl" status --json
+is "status --json: exit status" "$status" 0
+matches "status --json: an object" "$out" '^\{'
+matches "status --json: the event loop" "$out" '"event_loop": ?"(io_uring|epoll)"'
+run "$inferctl" models
+matches "models: lists it" "$out" 'unix'
+
+for signal in INT TERM; do
+    kill -$signal "$daemon_pid"
+    wait "$daemon_pid"
+    is "SIG$signal: ends with 0" $? 0
+    check "SIG$signal: the socket is gone" test ! -e "$INFERD_SOCKET"
+    daemon_pid=
+    [ "$signal" = TERM ] || daemon_start --backend null
+done
+
+# Two models at once, the first one is the default.
+daemon_start --backend null --model "first=$model" --model "second=$model"
+run "$inferctl" models --json
+matches "two models: first" "$out" 'first'
+matches "two models: second" "$out" 'second'
+run "$inferctl" prompt --raw --max-tokens 1 --json hello
+matches "two models: the first is the default" "$out" '"model": ?"first"'
+run "$inferctl" --model second prompt --raw --max-tokens 1 --json hello
+matches "two models: the other by name" "$out" '"model": ?"second"'
+finish

@@ -28,7 +28,7 @@ int backend_load(const char *name, const char *options, const struct infer_host 
 /* Closes and unloads; all its models are closed. */
 void backend_unload(struct backend *backend);
 
-/* ---- parts, for the tests ---- */
+/* ---- parts, for the tests -------------------------------------------------------------------- */
 
 /* The same from a folder of the caller's choice. -ENOENT, without a report, when no file is there.
  */

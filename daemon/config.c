@@ -35,8 +35,7 @@ static int invalid(struct parser *p, const char *name, const char *value, const 
     return report_fail(p->report, INFER_E_INVALID, "--%s: '%.100s' is not %s", name, value, wanted);
 }
 
-/* ---- values
- * ---------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 /* Digits alone, in [0, max]. */
 static bool parse_number(const char *text, uint64_t max, uint64_t *ret)
@@ -89,8 +88,7 @@ static int take_number(struct parser *p, const char *name, const char *value, ui
     return 0;
 }
 
-/* ---- models
- * ---------------------------------------------------------------------------------------- */
+/* ---- models ---------------------------------------------------------------------------------- */
 
 static const char name_letters[] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
@@ -160,9 +158,7 @@ static int take_model(struct parser *p, const char *option, const char *value)
     return add_model(p, name, n, value);
 }
 
-/* ---- the other options
- * ------------------------------------------------------------------------------
- */
+/* ---- the other options ----------------------------------------------------------------------- */
 
 static int set_socket(char *to, const char *path, struct report *report)
 {
@@ -316,9 +312,7 @@ static int take_help(struct parser *p, const char *name, const char *value)
     return 0;
 }
 
-/* ---- the table
- * --------------------------------------------------------------------------------------
- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 static const struct option_rule rules[] = {
     {"model", "[NAME=]FILE", take_model, "serve this GGUF file under this name; may be repeated"},
@@ -376,9 +370,7 @@ void config_help(FILE *out)
     fputs("\nStop it with SIGTERM or Ctrl-C. See inferd(8) for more.\n", out);
 }
 
-/* ---- unknown options
- * --------------------------------------------------------------------------------
- */
+/* ---- unknown options ------------------------------------------------------------------------- */
 
 #define WORD_MAX 32
 
@@ -451,9 +443,7 @@ static int unexpected_operand(struct parser *p, const char *argument)
                        "unexpected '%.200s'; 'inferd --help' lists the options", argument);
 }
 
-/* ---- parsing
- * ------------------------------------------------------------------------------------------
- */
+/* ---- parsing --------------------------------------------------------------------------------- */
 
 /* Is argument --NAME or --NAME=VALUE, spelled out? */
 static bool spelled_out(const char *argument, const char *name)

@@ -60,7 +60,7 @@ int config_parse(int argc, char **argv, struct config *ret, struct report *repor
 /* The text of --help, made from the same table that config_parse() reads. */
 void config_help(FILE *out);
 
-/* ---- parts, for the tests ---- */
+/* ---- parts, for the tests -------------------------------------------------------------------- */
 
 /* Where a daemon listens that was not told: runtime_dir may be NULL. */
 int config_default_socket(const char *runtime_dir, bool root, char ret[CONFIG_SOCKET_MAX],

@@ -17,8 +17,7 @@
 /* Exit status when the backend is lost: sysexits' EX_TEMPFAIL, so that a supervisor restarts us. */
 #define EXIT_BACKEND_LOST 75
 
-/* ---- messages
- * -------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 static void queue_init(struct message_queue *q)
 {
@@ -72,8 +71,7 @@ void dispatch_wake(struct dispatch *d)
         syscall(SYS_futex, &d->wake, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-/* ---- a job's events
- * ---------------------------------------------------------------------------------- */
+/* ---- a job's events -------------------------------------------------------------------------- */
 
 static void set_stalled(struct dispatch *d, struct job *job)
 {
@@ -146,8 +144,7 @@ static void flush_stalled(struct dispatch *d)
     }
 }
 
-/* ---- the step
- * ------------------------------------------------------------------------------------------ */
+/* ---- the step -------------------------------------------------------------------------------- */
 
 static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uint64_t now_us)
 {
@@ -220,8 +217,7 @@ static bool run_step(struct dispatch *d)
     return true;
 }
 
-/* ---- clients
- * --------------------------------------------------------------------------------------------- */
+/* ---- clients --------------------------------------------------------------------------------- */
 
 static void add_client(struct dispatch *d, struct message *m)
 {
@@ -343,9 +339,7 @@ static void publish(struct dispatch *d)
             session_publish(client->session);
 }
 
-/* ---- sleeping
- * -----------------------------------------------------------------------------------------------
- */
+/* ---- sleeping -------------------------------------------------------------------------------- */
 
 static bool pending(const struct dispatch *d)
 {
@@ -391,9 +385,7 @@ static void sleep_until_woken(struct dispatch *d)
             session_awake(client->session);
 }
 
-/* ---- threads
- * --------------------------------------------------------------------------------------------------
- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 static void end_everything(struct dispatch *d)
 {

@@ -8,8 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- a job's place in the daemon
- * ----------------------------------------------------------------- */
+/* ---- a job's place in the daemon ------------------------------------------------------------- */
 
 void dispatch_hold(struct dispatch *d, struct job *job)
 {
@@ -60,8 +59,7 @@ void dispatch_drop(struct dispatch *d, struct job *job)
         job_free(job);
 }
 
-/* ---- choosing the model
- * -------------------------------------------------------------------------- */
+/* ---- choosing the model ---------------------------------------------------------------------- */
 
 static int choose_model(const struct dispatch *d, struct job *job)
 {
@@ -81,8 +79,7 @@ static int choose_model(const struct dispatch *d, struct job *job)
                        job->ask.model, d->config.n_models ? served : "none");
 }
 
-/* ---- starting
- * --------------------------------------------------------------------------------------- */
+/* ---- starting -------------------------------------------------------------------------------- */
 
 static void start_sequence(struct dispatch *d, struct job *job)
 {
@@ -174,8 +171,7 @@ static void refuse(struct dispatch *d, struct job *job, int code, const char *te
     dispatch_finish(d, job, INFER_FINISH_ERROR, code, text);
 }
 
-/* ---- records
- * ------------------------------------------------------------------------------------------ */
+/* ---- records --------------------------------------------------------------------------------- */
 
 static struct job *find_job(const struct client *client, uint32_t request)
 {

@@ -30,8 +30,7 @@ void job_free(struct job *job)
     free(job);
 }
 
-/* ---- preparing ---------------------------------------------------------------------------------
- */
+/* ---- preparing ------------------------------------------------------------------------------- */
 
 static unsigned encode_flags(const struct job *job)
 {
@@ -145,8 +144,7 @@ void job_prepare(struct job *job)
     }
 }
 
-/* ---- running -----------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 int job_start(struct job *job)
 {
@@ -210,8 +208,7 @@ void job_finish(struct job *job, uint32_t finish, int code, const char *text)
     job->done_due = true;
 }
 
-/* ---- what is due -------------------------------------------------------------------------------
- */
+/* ---- what is due ----------------------------------------------------------------------------- */
 
 static int flush_result(struct job *job, struct session *session)
 {

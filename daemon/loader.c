@@ -79,8 +79,7 @@ int loader_estimate(const struct plan *plan, const struct backend *backend,
     return 0;
 }
 
-/* ---- weights
- * -------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 struct load {
     struct engine_model *model;
@@ -130,8 +129,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     return rc < 0 ? backend_failed(backend, rc, "take the weights", report) : 0;
 }
 
-/* ---- the whole
- * ------------------------------------------------------------------------------------ */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static int open_on_backend(const struct gguf *g, struct engine_model *m,
                            const struct backend *backend, const struct loader_options *options,

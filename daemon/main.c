@@ -54,8 +54,7 @@ static int fail(const struct report *report)
     return exit_status(report->code);
 }
 
-/* ---- start -------------------------------------------------------------------------------------
- */
+/* ---- start ----------------------------------------------------------------------------------- */
 
 static void on_signal(void *ctx, int signo)
 {

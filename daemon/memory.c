@@ -131,9 +131,7 @@ uint64_t memory_peak_bytes(const struct memory *m)
     return atomic_load_explicit(&m->total.peak_bytes, memory_order_relaxed);
 }
 
-/* ---- the table for backends
- * ------------------------------------------------------------------------
- */
+/* ---- the table for backends ------------------------------------------------------------------ */
 
 static void *host_take(void *ctx, size_t bytes)
 {

@@ -53,8 +53,7 @@ struct server {
     char lock_path[sizeof((struct sockaddr_un *)0)->sun_path + 8];
 };
 
-/* ---- the socket
- * ------------------------------------------------------------------------------------- */
+/* ---- the socket ------------------------------------------------------------------------------ */
 
 /* The lock's file may be removed by its last holder between our open and our flock: then we hold a
  * file that nobody else can see, and try again. */
@@ -166,8 +165,7 @@ int server_new(struct loop *loop, const char *socket_path, struct server **ret,
     return 0;
 }
 
-/* ---- connections
- * -------------------------------------------------------------------------------------- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static void unlink_connection(struct connection *c)
 {

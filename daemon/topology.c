@@ -19,8 +19,7 @@
 
 #define LEVELS_MAX 64
 
-/* ---- processors
- * ----------------------------------------------------------------------------------- */
+/* ---- processors ------------------------------------------------------------------------------ */
 
 struct core {
     uint32_t cpu;
@@ -128,9 +127,7 @@ static int take_cores(hwloc_topology_t t, struct topology *ret)
     return r;
 }
 
-/* ---- limits of the control group, and memory
- * ------------------------------------------------------
- */
+/* ---- limits of the control group, and memory ------------------------------------------------- */
 
 static bool read_text(const char *path, char *text, size_t size)
 {
@@ -277,9 +274,7 @@ void topology_limits(const char *root, struct topology *topology)
         read_cgroup_line(topology, root, line);
 }
 
-/* ---- together
- * --------------------------------------------------------------------------------------
- */
+/* ---- together -------------------------------------------------------------------------------- */
 
 static void describe(struct topology *t)
 {

@@ -48,8 +48,7 @@ int conn_fail(struct infer_conn *c, int code, const char *format, ...)
     return -code;
 }
 
-/* ---- fork ---------------------------------------------------------------------------------------
- */
+/* ---- fork ------------------------------------------------------------------------------------ */
 
 static int make_mark(struct infer_conn *c)
 {
@@ -109,8 +108,7 @@ void conn_check_fork(struct infer_conn *c)
     }
 }
 
-/* ---- losing and finding the daemon --------------------------------------------------------------
- */
+/* ---- losing and finding the daemon ----------------------------------------------------------- */
 
 void conn_publish_head(struct infer_conn *c)
 {
@@ -187,8 +185,7 @@ int conn_ensure(struct infer_conn *c)
     return r;
 }
 
-/* ---- public -------------------------------------------------------------------------------------
- */
+/* ---- public ---------------------------------------------------------------------------------- */
 
 static void take_options(struct infer_conn *c, const struct infer_connect_options *o)
 {

@@ -118,9 +118,7 @@ struct infer_conn {
     char detail[INFER_DETAIL_MAX];
 };
 
-/* ---- link.c: making and ending a link, choice of the socket
- * --------------------------------------
- */
+/* ---- link.c: making and ending a link, choice of the socket ---------------------------------- */
 
 /* The socket's path by the rule of client.h; malloc'ed, or NULL. */
 char *link_choose_socket(const char *wanted);
@@ -133,8 +131,7 @@ void link_close(struct link *link, bool parting);
 bool link_is_dead(const struct link *link);
 void link_ring_doorbell(const struct link *link);
 
-/* ---- conn.c ------------------------------------------------------------------------------------
- */
+/* ---- conn.c ---------------------------------------------------------------------------------- */
 
 uint64_t conn_now_us(void);
 uint64_t conn_coarse_us(void);
@@ -154,9 +151,7 @@ void conn_lose(struct infer_conn *c, int code);
 void conn_bury(struct infer_conn *c);
 void conn_publish_head(struct infer_conn *c);
 
-/* ---- poll.c: the descriptor for main loops; with mutex held; all do nothing without one
- * ----------
- */
+/* ---- poll.c: the descriptor for main loops; with mutex held; all do nothing without one ------ */
 
 /* Before a call returns to the main loop: lets the descriptor speak for what comes or waits. */
 void poll_arm(struct infer_conn *c);
@@ -172,9 +167,7 @@ void poll_remove_link(struct infer_conn *c);
 /* Closes it. The set may be shared with a parent process, so nothing is taken out of it. */
 void poll_done(struct infer_conn *c);
 
-/* ---- request.c: the table, stashes; with mutex held
- * ----------------------------------------------
- */
+/* ---- request.c: the table, stashes; with mutex held ------------------------------------------ */
 
 struct request *request_find(struct infer_conn *c, uint32_t id);
 /* A new one with an id of its own, or NULL without memory. */
@@ -191,9 +184,7 @@ bool request_is_ready(const struct request *r);
 /* forget: leave all memory as it is (it may be inconsistent). */
 void request_remove_all(struct infer_conn *c, bool forget);
 
-/* ---- send.c: the producer of the request ring; with write_mutex held
- * -----------------------------
- */
+/* ---- send.c: the producer of the request ring; with write_mutex held ------------------------- */
 
 struct send_piece {
     const void *data;
@@ -204,16 +195,13 @@ int send_submit(struct infer_conn *c, struct infer_abi_submit *submit,
                 const struct send_piece *pieces, size_t n_pieces);
 int send_cancel(struct infer_conn *c, uint32_t id);
 
-/* ---- submit.c ----------------------------------------------------------------------------------
- */
+/* ---- submit.c -------------------------------------------------------------------------------- */
 
 /* infer_submit() with what the one-shot calls need on top. */
 int submit_request(struct infer_conn *c, const struct infer_request *request, uint32_t n_top,
                    bool private_call, uint32_t *ret_id);
 
-/* ---- receive.c: the consumer of the token ring
- * ---------------------------------------------------
- */
+/* ---- receive.c: the consumer of the token ring ----------------------------------------------- */
 
 /* With mutex held: moves all that is in the ring into the stashes. */
 void receive_drain(struct infer_conn *c);
@@ -222,9 +210,7 @@ void receive_drain(struct infer_conn *c);
 int receive_event(struct infer_conn *c, uint32_t id, int timeout_ms, struct record *record,
                   struct infer_event *ret);
 
-/* ---- event.c: from a record to an event
- * ----------------------------------------------------------
- */
+/* ---- event.c: from a record to an event ------------------------------------------------------ */
 
 /* With mutex held. 1: *ret is an event. 0: the record gives none (yet). A DONE removes r.
  * Negative: the record is malformed. */

@@ -197,8 +197,7 @@ API int infer_detokenize(struct infer_conn *conn, const char *model, const int32
     return 0;
 }
 
-/* ---- scores -------------------------------------------------------------------------------------
- */
+/* ---- scores ---------------------------------------------------------------------------------- */
 
 /* Walks the records; with arrays set, fills them. Number of scores, or a negative code. */
 static long walk_scores(const struct gathered *g, struct infer_scores *s)

@@ -19,8 +19,7 @@
 #define SPIN_BURST  16u
 #define SPIN_US_MAX 10000u /* of one turn; a caller who spins for ever takes more turns */
 
-/* ---- taking records -----------------------------------------------------------------------------
- */
+/* ---- taking records -------------------------------------------------------------------------- */
 
 /* 1: the next record is in *ret. 0: the ring is empty, or the link is lost. */
 static int next_record(struct infer_conn *c, struct record *ret)
@@ -120,8 +119,7 @@ static int take_event(struct infer_conn *c, uint32_t id, struct record *record,
     return e > 0 ? e : 0;
 }
 
-/* ---- waiting ------------------------------------------------------------------------------------
- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 static uint64_t min_u64(uint64_t a, uint64_t b)
 {

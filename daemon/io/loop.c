@@ -32,8 +32,7 @@ struct loop_call {
     void *ctx;
 };
 
-/* ---- the timer heap: a binary heap by (deadline, sequence) ------------------------------------
- */
+/* ---- the timer heap: a binary heap by (deadline, sequence) ----------------------------------- */
 
 static bool timer_before(const struct loop_watch *a, const struct loop_watch *b)
 {
@@ -162,8 +161,7 @@ static int64_t timers_wait_ns(const struct loop *l)
     return deadline - now > INT64_MAX ? INT64_MAX : (int64_t)(deadline - now);
 }
 
-/* ---- watches -----------------------------------------------------------------------------------
- */
+/* ---- watches --------------------------------------------------------------------------------- */
 
 static int watch_new(struct loop *l, enum loop_watch_kind kind, int fd, size_t bytes, void *ctx,
                      struct loop_watch **ret)
@@ -314,8 +312,7 @@ void loop_unwatch(struct loop *l, struct loop_watch *w)
         close(w->fd);
 }
 
-/* ---- what a ready descriptor means --------------------------------------------------------------
- */
+/* ---- what a ready descriptor means ----------------------------------------------------------- */
 
 static bool accept_transient(int error)
 {
@@ -411,8 +408,7 @@ void loop_ready(struct loop *l, struct loop_watch *w, uint32_t poll_events)
     }
 }
 
-/* ---- posted calls, running, stopping ------------------------------------------------------------
- */
+/* ---- posted calls, running, stopping --------------------------------------------------------- */
 
 static void wake(struct loop *l)
 {
@@ -510,8 +506,7 @@ const char *loop_name(const struct loop *l)
     return l->ops->name;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static int init_implementation(struct loop *l, enum loop_kind kind, unsigned without)
 {

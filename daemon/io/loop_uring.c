@@ -76,8 +76,7 @@ static void uring_forget(struct loop *l, struct loop_watch *w)
         todo_remove(l->impl, w);
 }
 
-/* ---- submissions --------------------------------------------------------------------------------
- */
+/* ---- submissions ----------------------------------------------------------------------------- */
 
 static void prepare_operation(struct loop_uring *u, struct loop_watch *w, struct io_uring_sqe *sqe)
 {
@@ -119,8 +118,7 @@ static bool todo_submit(struct loop_uring *u)
     return true;
 }
 
-/* ---- completions ------------------------------------------------------------------------------
- */
+/* ---- completions ----------------------------------------------------------------------------- */
 
 static void complete_accept(struct loop *l, struct loop_watch *w, int res)
 {
@@ -215,8 +213,7 @@ static int uring_wait(struct loop *l, int64_t timeout_ns)
     return 0;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------
- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static int uring_start(struct loop *l)
 {

@@ -59,8 +59,7 @@ struct stream {
     struct report report;
 };
 
-/* ---- the reader's thread ------------------------------------------------------------------------
- */
+/* ---- the reader's thread --------------------------------------------------------------------- */
 
 static int read_failed(struct stream *s, const struct stream_extent *e, uint64_t offset, int error)
 {
@@ -171,8 +170,7 @@ static int reader_start(struct stream *s, pthread_t *ret)
     return -r;
 }
 
-/* ---- the caller's thread ------------------------------------------------------------------------
- */
+/* ---- the caller's thread --------------------------------------------------------------------- */
 
 /* NULL: the reader ended and all that it read was taken. */
 static const struct buffer *wait_for_filled(struct stream *s)
@@ -214,8 +212,7 @@ static int drain(struct stream *s, const struct stream_sink *sink)
     return r < 0 ? r : 0;
 }
 
-/* ---- set-up
- * --------------------------------------------------------------------------------------- */
+/* ---- set-up ---------------------------------------------------------------------------------- */
 
 static int measure(struct stream *s, struct report *report)
 {

@@ -52,8 +52,7 @@ static const struct bpe_merge *find_pair(const struct bpe *b, uint32_t left, uin
     }
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* The first of two equal pairs counts. */
 static int enter_pair(struct bpe *b, struct bpe_merge merge)
@@ -209,8 +208,7 @@ void bpe_scratch_done(struct bpe_scratch *s)
     memset(s, 0, sizeof *s);
 }
 
-/* ---- encoding ---------------------------------------------------------------------------------
- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 /* A symbol that is no token falls back to its bytes. */
 static int emit(const struct bpe *b, const struct vocab *v, uint32_t id, struct token_list *out)

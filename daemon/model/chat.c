@@ -11,8 +11,7 @@
 
 #define TEMPLATE_BYTES_MAX (1u << 20)
 
-/* ---- recognition ------------------------------------------------------------------------------
- */
+/* ---- recognition ----------------------------------------------------------------------------- */
 
 /* Authors quote with ' or ", and write line breaks as \n or as they are: one spelling for all. */
 static char *normalise(const char *text, size_t bytes)
@@ -121,8 +120,7 @@ const char *chat_template_name(const struct chat_template *t)
     return t->family->name;
 }
 
-/* ---- the text ---------------------------------------------------------------------------------
- */
+/* ---- the text -------------------------------------------------------------------------------- */
 
 static void put(struct chat_output *o, const char *text, size_t bytes)
 {

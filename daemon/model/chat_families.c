@@ -148,8 +148,7 @@ static bool reads_trim(const struct chat_template *t)
            chat_has(t, "message['content'].strip()") || chat_has(t, "content.strip()");
 }
 
-/* ---- ChatML -----------------------------------------------------------------------------------
- */
+/* ---- ChatML ---------------------------------------------------------------------------------- */
 
 static bool prints_bos_first(const struct chat_template *t)
 {
@@ -254,8 +253,7 @@ static int render_phi4(const struct chat_template *t, const struct chat_message 
     return 0;
 }
 
-/* ---- Llama 2 ----------------------------------------------------------------------------------
- */
+/* ---- Llama 2 --------------------------------------------------------------------------------- */
 
 static void read_llama2(struct chat_template *t)
 {
@@ -321,8 +319,7 @@ static int render_llama2(const struct chat_template *t, const struct chat_messag
     return 0;
 }
 
-/* ---- Llama 3 ----------------------------------------------------------------------------------
- */
+/* ---- Llama 3 --------------------------------------------------------------------------------- */
 
 static void read_llama3(struct chat_template *t)
 {
@@ -377,8 +374,7 @@ static int render_llama3(const struct chat_template *t, const struct chat_messag
     return 0;
 }
 
-/* ---- Mistral ----------------------------------------------------------------------------------
- */
+/* ---- Mistral --------------------------------------------------------------------------------- */
 
 static void read_mistral(struct chat_template *t)
 {
@@ -439,8 +435,7 @@ static int render_mistral(const struct chat_template *t, const struct chat_messa
     return 0;
 }
 
-/* ---- Gemma ------------------------------------------------------------------------------------
- */
+/* ---- Gemma ----------------------------------------------------------------------------------- */
 
 static void read_gemma(struct chat_template *t)
 {
@@ -474,8 +469,7 @@ static int render_gemma(const struct chat_template *t, const struct chat_message
     return 0;
 }
 
-/* ---- Phi-3 ------------------------------------------------------------------------------------
- */
+/* ---- Phi-3 ----------------------------------------------------------------------------------- */
 
 static void read_phi3(struct chat_template *t)
 {
@@ -539,8 +533,7 @@ static int render_phi3(const struct chat_template *t, const struct chat_message 
     return 0;
 }
 
-/* ---- Zephyr -----------------------------------------------------------------------------------
- */
+/* ---- Zephyr ---------------------------------------------------------------------------------- */
 
 static int render_zephyr(const struct chat_template *t, const struct chat_message *m, size_t n,
                          bool generate, struct chat_output *o)
@@ -560,8 +553,7 @@ static int render_zephyr(const struct chat_template *t, const struct chat_messag
     return 0;
 }
 
-/* ---- DeepSeek ---------------------------------------------------------------------------------
- */
+/* ---- DeepSeek -------------------------------------------------------------------------------- */
 
 /* V1 and V2: words as markup. */
 static int render_deepseek(const struct chat_template *t, const struct chat_message *m, size_t n,
@@ -672,8 +664,7 @@ static int render_deepseek3(const struct chat_template *t, const struct chat_mes
     return 0;
 }
 
-/* ---- Command-R --------------------------------------------------------------------------------
- */
+/* ---- Command-R ------------------------------------------------------------------------------- */
 
 static int render_command_r(const struct chat_template *t, const struct chat_message *m, size_t n,
                             bool generate, struct chat_output *o)
@@ -703,8 +694,7 @@ static int render_command_r(const struct chat_template *t, const struct chat_mes
     return 0;
 }
 
-/* ---- the table --------------------------------------------------------------------------------
- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 const struct chat_family chat_families[] = {
     {"phi4", {"<|im_start|>", "<|im_sep|>"}, NULL, render_phi4},

@@ -56,8 +56,7 @@ struct gguf {
     uint32_t *string_index; /* offsets of array strings' bytes; their length stands before them */
 };
 
-/* ---- opening one part --------------------------------------------------------------------------
- */
+/* ---- opening one part ------------------------------------------------------------------------ */
 
 static const char *kind_of_file(mode_t mode)
 {
@@ -122,8 +121,7 @@ static void part_close(struct part *p)
     free(p->path);
 }
 
-/* ---- split models ------------------------------------------------------------------------------
- */
+/* ---- split models ---------------------------------------------------------------------------- */
 
 /* "-00001-of-00003.gguf" */
 static void part_suffix(char *text, size_t size, uint64_t no, uint64_t count)
@@ -232,8 +230,7 @@ static int parts_open(struct gguf *g, const char *path, struct report *report)
     return 0;
 }
 
-/* ---- the block ---------------------------------------------------------------------------------
- */
+/* ---- the block ------------------------------------------------------------------------------- */
 
 /* Slots of a hash table for n entries: a power of two, at least twice n. */
 static uint32_t slots_for(uint32_t n)
@@ -276,8 +273,7 @@ static int block_build(struct gguf *g, struct report *report)
     return 0;
 }
 
-/* ---- the two hash tables -----------------------------------------------------------------------
- */
+/* ---- the two hash tables --------------------------------------------------------------------- */
 
 /* Index of the key, or -1 with *ret_slot a free slot (UINT32_MAX: the chain is too long). */
 static int64_t key_find(const struct gguf *g, const void *name, size_t bytes, uint32_t hash,
@@ -316,8 +312,7 @@ static int64_t tensor_find(const struct gguf *g, const char *name, uint32_t *ret
     return -1;
 }
 
-/* ---- the second pass ---------------------------------------------------------------------------
- */
+/* ---- the second pass ------------------------------------------------------------------------- */
 
 static int keys_fill(struct gguf *g, struct report *report)
 {
@@ -472,8 +467,7 @@ void gguf_free(struct gguf *g)
     free(g);
 }
 
-/* ---- keys --------------------------------------------------------------------------------------
- */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 static const struct gguf_head_key *key_get(const struct gguf *g, const char *name)
 {
@@ -693,8 +687,7 @@ void gguf_key_text(const struct gguf *g, uint64_t i, char *text, size_t size)
         snprintf(text, size, "%" PRIu64, (uint64_t)v);
 }
 
-/* ---- tensors and parts -------------------------------------------------------------------------
- */
+/* ---- tensors and parts ----------------------------------------------------------------------- */
 
 uint32_t gguf_n_tensors(const struct gguf *g)
 {

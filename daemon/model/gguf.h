@@ -96,7 +96,7 @@ const char *gguf_part_path(const struct gguf *g, uint32_t part);
 uint64_t gguf_part_bytes(const struct gguf *g, uint32_t part);
 uint32_t gguf_version(const struct gguf *g);
 
-/* ---- the ggml type table (types.c) -------------------------------------------------------- */
+/* ---- the ggml type table (types.c) ----------------------------------------------------------- */
 
 struct type_info {
     const char *name;     /* "Q6_K"; every id of ggml's table has one, removed ones too */

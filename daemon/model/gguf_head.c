@@ -188,8 +188,7 @@ static int head_name(struct gguf_head *h, const char *item, uint32_t max)
     return 0;
 }
 
-/* ---- what else it may be ----------------------------------------------------------------------
- */
+/* ---- what else it may be --------------------------------------------------------------------- */
 
 struct foreign {
     const char *magic;
@@ -323,8 +322,7 @@ void gguf_head_rewind(struct gguf_head *h)
     h->item_name_bytes = 0;
 }
 
-/* ---- keys --------------------------------------------------------------------------------------
- */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 /* 1 when n bytes are all 0 or 1. */
 static int are_bools(const uint8_t *bytes, uint64_t n)
@@ -424,8 +422,7 @@ int gguf_head_key(struct gguf_head *h, struct gguf_head_key *ret, uint32_t *offs
     return 0;
 }
 
-/* ---- tensors -----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static int head_dims(struct gguf_head *h, struct infer_tensor *t)
 {
@@ -513,8 +510,7 @@ int gguf_head_tensor(struct gguf_head *h, struct gguf_tensor *ret)
     return 0;
 }
 
-/* ---- the first pass ----------------------------------------------------------------------------
- */
+/* ---- the first pass -------------------------------------------------------------------------- */
 
 static bool key_is(const struct gguf_head *h, const struct gguf_head_key *key, const char *name)
 {

@@ -43,8 +43,7 @@ int plan_fail(struct plan_builder *b, int code, const char *format, ...)
     return report_fail(b->report, code, "%.128s: %s", b->file, sentence);
 }
 
-/* ---- keys --------------------------------------------------------------------------------------
- */
+/* ---- keys ------------------------------------------------------------------------------------ */
 
 int plan_key_u32(struct plan_builder *b, const char *name, uint32_t min, uint32_t max,
                  uint32_t *ret)
@@ -242,8 +241,7 @@ static int shape_read(struct plan_builder *b, const struct architecture *a)
     return r < 0 ? r : shape_vocabulary(b);
 }
 
-/* ---- tensors -----------------------------------------------------------------------------------
- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static void tensor_name(char name[64], int layer, const char *stem)
 {
@@ -349,8 +347,7 @@ static int tensors_check_used(struct plan_builder *b)
     return 0;
 }
 
-/* ---- operations --------------------------------------------------------------------------------
- */
+/* ---- operations ------------------------------------------------------------------------------ */
 
 static void op_add(struct plan_builder *b, const struct infer_op *op)
 {
@@ -468,8 +465,7 @@ int plan_head(struct plan_builder *b)
     return r;
 }
 
-/* ---- the plan ----------------------------------------------------------------------------------
- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 /* Copies what a person will read: printable, cut at size. */
 static void text_copy(char *to, size_t size, const char *from, size_t bytes)

@@ -30,8 +30,7 @@ struct spm_symbol {
     uint32_t rank, merged; /* of the pair with the next; merged VOCAB_NONE: there is none */
 };
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 int spm_byte(const char *text, size_t bytes)
 {
@@ -134,8 +133,7 @@ void spm_scratch_done(struct spm_scratch *s)
     memset(s, 0, sizeof *s);
 }
 
-/* ---- encoding ---------------------------------------------------------------------------------
- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 static bool renew_pair(const struct spm *s, const struct vocab *v, const char *text,
                        struct spm_symbol *symbols, uint32_t at)

@@ -39,8 +39,7 @@ void token_list_free(struct token_list *l)
     memset(l, 0, sizeof *l);
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* Control tokens with these names end an answer, whatever else the file says. */
 static const char *const end_names[] = {
@@ -233,8 +232,7 @@ void tokenizer_free(struct tokenizer *t)
     free(t);
 }
 
-/* ---- encoding ---------------------------------------------------------------------------------
- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 struct encoding {
     const struct tokenizer *tokenizer;
@@ -321,8 +319,7 @@ int tokenizer_encode(const struct tokenizer *t, const char *text, size_t bytes, 
     return r;
 }
 
-/* ---- questions --------------------------------------------------------------------------------
- */
+/* ---- questions ------------------------------------------------------------------------------- */
 
 uint32_t tokenizer_n_tokens(const struct tokenizer *t)
 {

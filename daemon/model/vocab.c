@@ -195,8 +195,7 @@ int vocab_intern(struct vocab *v, const char *text, size_t bytes, uint32_t *ret_
     return r;
 }
 
-/* ---- reading ----------------------------------------------------------------------------------
- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* Names that are markup in every vocabulary that has them. Some files call them user-defined, which
  * would let plain text name them. */

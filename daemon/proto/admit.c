@@ -17,8 +17,7 @@
 #define FLAGS_KNOWN                                                                                \
     (INFER_ABI_PARSE_SPECIAL | INFER_ABI_ADD_BOS | INFER_ABI_WANT_PROMPT | INFER_ABI_SHOW_SPECIAL)
 
-/* ---- sampling parameters ------------------------------------------------------------------------
- */
+/* ---- sampling parameters --------------------------------------------------------------------- */
 
 struct float_range {
     const char *name;
@@ -92,8 +91,7 @@ static int take_sampling(const struct infer_abi_submit *submit, struct infer_sam
     return admit_check_sampling(ret, report);
 }
 
-/* ---- sections of the payload --------------------------------------------------------------------
- */
+/* ---- sections of the payload ----------------------------------------------------------------- */
 
 static int parse_tokens(struct admit_request *a, struct admit_bytes section, struct report *report)
 {
@@ -225,8 +223,7 @@ static int parse_biases(struct admit_request *a, struct admit_bytes section, str
     return 0;
 }
 
-/* ---- the whole request --------------------------------------------------------------------------
- */
+/* ---- the whole request ----------------------------------------------------------------------- */
 
 /* Inputs that each operation takes, as bits 1 << enum infer_abi_input; 0: no such operation. */
 static uint32_t inputs_of(uint32_t op)

@@ -67,8 +67,7 @@ struct session {
     uint8_t record[INFER_RECORD_MAX];
 };
 
-/* ---- making and freeing -------------------------------------------------------------------------
- */
+/* ---- making and freeing ---------------------------------------------------------------------- */
 
 static int make_file(const char *name, size_t bytes)
 {
@@ -213,8 +212,7 @@ void session_drain_doorbell(const struct session *s)
                     sizeof count); /* before Linux 5.8 there is no such call */
 }
 
-/* ---- requests -----------------------------------------------------------------------------------
- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 static int break_session(struct session *s)
 {
@@ -324,8 +322,7 @@ bool session_pending(const struct session *s)
     return s->broken < 0 || infer_ring_load(&s->client->request_tail) != s->request_head;
 }
 
-/* ---- events -------------------------------------------------------------------------------------
- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 /* Takes the client's head anew. It may only go forward, and not beyond what was published. */
 static int refresh_head(struct session *s)
@@ -487,8 +484,7 @@ void session_close(struct session *s, int code)
     wake_client(s, true);
 }
 
-/* ---- sleeping -----------------------------------------------------------------------------------
- */
+/* ---- sleeping -------------------------------------------------------------------------------- */
 
 bool session_sleep(struct session *s)
 {

@@ -52,8 +52,7 @@ void session_ring_sizes(const struct session *s, uint32_t *ret_request, uint32_t
 int session_doorbell(const struct session *s);
 void session_drain_doorbell(const struct session *s);
 
-/* ---- requests ----------------------------------------------------------------------------------
- */
+/* ---- requests -------------------------------------------------------------------------------- */
 
 /* One complete record in private memory. SUBMIT: payload holds payload_bytes bytes, given away:
  * the caller frees it with free(). */
@@ -75,8 +74,9 @@ int session_poll(struct session *s, struct session_request *ret);
 /* Is there anything to read? One acquire load. */
 bool session_pending(const struct session *s);
 
-/* ---- events -------------------------------------------------------------------------------------
- * Written into the ring at once, seen by the client at the next session_publish(). A record goes in
+/* ---- events ---------------------------------------------------------------------------------- */
+
+/* Written into the ring at once, seen by the client at the next session_publish(). A record goes in
  * whole or not at all: -EAGAIN when the ring lacks room (park the sequence), -INFER_E_PROTOCOL when
  * the client's head is impossible. */
 
@@ -105,10 +105,10 @@ void session_publish(struct session *s);
 /* Tells the client (words.closed) and wakes it; the session can only be freed after that. */
 void session_close(struct session *s, int code);
 
-/* ---- sleeping
- * ------------------------------------------------------------------------------------- Before the
- * engine thread sleeps it announces that in every session; true: a request came in meanwhile (edge
- * C of ring.h), do not sleep. After it woke it clears the announcement. */
+/* ---- sleeping -------------------------------------------------------------------------------- */
+
+/* Before the engine thread sleeps it announces that in every session; true: a request came in
+ * meanwhile (edge C of ring.h), do not sleep. After it woke it clears the announcement. */
 bool session_sleep(struct session *s);
 void session_awake(struct session *s);
 

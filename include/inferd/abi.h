@@ -50,7 +50,7 @@ extern "C" {
 #define INFER_ABI_DATA_OFFSET 4096u
 #define INFER_ABI_FDS         4
 
-/* ---- handshake ------------------------------------------------------------------------------ */
+/* ---- handshake ------------------------------------------------------------------------------- */
 
 struct infer_abi_hello {
     uint32_t magic;
@@ -109,8 +109,7 @@ struct infer_abi_daemon_words {
     uint8_t pad3[124];
 };
 
-/* ---- records -----------------------------------------------------------------------------------
- */
+/* ---- records --------------------------------------------------------------------------------- */
 
 /* Every record of either ring. It takes infer_ring_padded(bytes) of the ring. */
 struct infer_abi_record {

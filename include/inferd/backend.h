@@ -61,7 +61,7 @@ enum infer_type {
     INFER_TYPE_MXFP4 = 39,
 };
 
-/* ---- the plan ---------------------------------------------------------------------------- */
+/* ---- the plan -------------------------------------------------------------------------------- */
 
 /* A tensor of the file. ne[0] is the contiguous dimension: a matrix of R rows by C columns, which
  * maps C inputs to R outputs, has ne = {C, R, 1, 1}. Unused dimensions are 1. */
@@ -178,7 +178,7 @@ struct infer_estimate {
     uint64_t scratch_bytes; /* everything else, for max_rows */
 };
 
-/* ---- the batch --------------------------------------------------------------------------- */
+/* ---- the batch ------------------------------------------------------------------------------- */
 
 /* The rows [first_row, first_row + n_rows) of one sequence in this step. Row i is the token at
  * position `position + i`; it sees cached rows 0 .. position + i. Its key and value go to page
@@ -219,7 +219,7 @@ struct infer_batch {
     struct infer_batch_output *outputs;
 };
 
-/* ---- what the daemon offers ---------------------------------------------------------------- */
+/* ---- what the daemon offers ------------------------------------------------------------------ */
 
 enum infer_log_level {
     INFER_LOG_ERROR = 3,
@@ -239,7 +239,7 @@ struct infer_host {
     uint32_t n_cpus;      /* how many threads to use, the caller of run() included; at least 1 */
 };
 
-/* ---- what a backend implements ------------------------------------------------------------- */
+/* ---- what a backend implements --------------------------------------------------------------- */
 
 struct infer_backend; /* the backend's own */
 struct infer_backend_model;

@@ -168,8 +168,7 @@ struct infer_event {
  * Events of other requests are kept for their own callers. */
 int infer_next(struct infer_conn *conn, uint32_t id, int timeout_ms, struct infer_event *ret_event);
 
-/* ---- one-shot calls: submit, wait, gather ------------------------------------------------------
- */
+/* ---- one-shot calls: submit, wait, gather ---------------------------------------------------- */
 
 /* All of these wait for the daemon's answer (timeout: 60 s of silence is DAEMON_LOST) and return
  * memory that the caller frees with infer_free(). */
@@ -237,8 +236,7 @@ int infer_score(struct infer_conn *conn, const struct infer_request *request, ui
                 struct infer_scores *ret_scores);
 void infer_scores_free(struct infer_scores *scores);
 
-/* ---- errors ------------------------------------------------------------------------------------
- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 /* A sentence for a code of errors.h or an errno, of either sign. Static memory. */
 const char *infer_strerror(int code);

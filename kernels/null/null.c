@@ -81,7 +81,7 @@ static int fail(struct infer_backend *backend, int error, const char *format, ..
     return error;
 }
 
-/* ---- opening ----------------------------------------------------------------------------- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static int option_set(struct null_options *options, const struct ref_option *option)
 {
@@ -242,7 +242,7 @@ static int null_model_ready(struct infer_backend_model *model)
     return 0;
 }
 
-/* ---- a step ------------------------------------------------------------------------------ */
+/* ---- a step ---------------------------------------------------------------------------------- */
 
 /* The finalizer of splitmix64: every bit of the result depends on every bit of the argument. */
 static uint64_t mix(uint64_t x)
@@ -395,7 +395,7 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
     return 0;
 }
 
-/* ---- pages ------------------------------------------------------------------------------- */
+/* ---- pages ----------------------------------------------------------------------------------- */
 
 static uint8_t *page_at(struct infer_backend_model *model, uint32_t page)
 {

@@ -15,7 +15,7 @@
 
 #define REF_PACKED __attribute__((packed))
 
-/* ---- 32 values ---- */
+/* ---- 32 values ------------------------------------------------------------------------------- */
 
 struct ref_q4_0 {
     uint16_t d;
@@ -54,7 +54,7 @@ struct ref_mxfp4 {
     uint8_t qs[16]; /* as q4_0; the nibble is an index into ref_mxfp4_values */
 } REF_PACKED;
 
-/* ---- 256 values ---- */
+/* ---- 256 values ------------------------------------------------------------------------------ */
 
 struct ref_q2_k {
     uint8_t scales[16]; /* of 16 values each: scale in the low nibble, minimum in the high one */

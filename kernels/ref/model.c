@@ -62,7 +62,7 @@ void ref_describe(const struct infer_backend *backend, struct infer_device *ret)
     snprintf(ret->name, sizeof ret->name, "CPU, scalar reference, 1 thread");
 }
 
-/* ---- sizes ------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 /* Lays parts one behind another, each aligned to 64. */
 struct layout {
@@ -176,7 +176,7 @@ int ref_estimate(struct infer_backend *backend, const struct infer_plan *plan,
     return 0;
 }
 
-/* ---- a model's life ---------------------------------------------------------------------- */
+/* ---- a model's life -------------------------------------------------------------------------- */
 
 static void *take(struct infer_backend *backend, uint64_t bytes)
 {
@@ -277,7 +277,7 @@ void ref_model_close(struct infer_backend_model *model)
     give(backend, model, model->sizes.model);
 }
 
-/* ---- pages ------------------------------------------------------------------------------- */
+/* ---- pages ----------------------------------------------------------------------------------- */
 
 /* NULL, with last_error set, when there is no such page. */
 static uint8_t *page_at(struct infer_backend_model *model, uint32_t page)

@@ -83,7 +83,7 @@ static void norm_rows(struct infer_backend_model *model, uint32_t norm, uint32_t
                      model->scratch.h + (size_t)b * n, n, model->plan->shape.norm_eps);
 }
 
-/* ---- embed ------------------------------------------------------------------------------- */
+/* ---- embed ----------------------------------------------------------------------------------- */
 
 void ref_op_embed(struct infer_backend_model *model, const struct infer_op *op,
                   const struct infer_batch *batch)
@@ -99,7 +99,7 @@ void ref_op_embed(struct infer_backend_model *model, const struct infer_op *op,
     }
 }
 
-/* ---- queries, keys, values ------------------------------------------------------------------ */
+/* ---- queries, keys, values ------------------------------------------------------------------- */
 
 /* Angles are the float32 products of position and frequency, as the models were trained with. */
 void ref_rope_table(struct infer_backend_model *model, const struct infer_batch *batch)
@@ -190,7 +190,7 @@ void ref_op_qkv(struct infer_backend_model *model, const struct infer_op *op,
     cache_rows(model, op->layer, batch);
 }
 
-/* ---- the rest ---------------------------------------------------------------------------- */
+/* ---- the rest -------------------------------------------------------------------------------- */
 
 void ref_op_project(struct infer_backend_model *model, const struct infer_op *op,
                     const struct infer_batch *batch)

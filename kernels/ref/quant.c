@@ -14,7 +14,7 @@
 #include <math.h>
 #include <string.h>
 
-/* ---- single numbers ---------------------------------------------------------------------- */
+/* ---- single numbers -------------------------------------------------------------------------- */
 
 static float bits_to_f32(uint32_t bits)
 {
@@ -97,7 +97,7 @@ float ref_mxfp4_scale(uint8_t e)
     return bits_to_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
 }
 
-/* ---- blocks of 32 ------------------------------------------------------------------------ */
+/* ---- blocks of 32 ---------------------------------------------------------------------------- */
 
 /* y = d * (q - 8) */
 static void decode_q4_0(const void *block, float *y)
@@ -185,7 +185,7 @@ static void decode_mxfp4(const void *block, float *y)
     }
 }
 
-/* ---- blocks of 256 ----------------------------------------------------------------------- */
+/* ---- blocks of 256 --------------------------------------------------------------------------- */
 
 /* 16 groups of 16. y = (d * scale) * q - (dmin * minimum). Each 32 bytes of qs carry 128 values:
  * bits 2s, 2s+1 of byte l are value 32 s + l of that half. */
@@ -375,7 +375,7 @@ static void decode_tq2_0(const void *block, float *y)
     }
 }
 
-/* ---- the float types, and the table of all ----------------------------------------------- */
+/* ---- the float types, and the table of all --------------------------------------------------- */
 
 /* Sixteen bits at any address. */
 struct half {
@@ -480,7 +480,7 @@ void ref_decode_row(uint32_t type, const void *row, float *ret, uint64_t n)
     }
 }
 
-/* ---- encoding ---------------------------------------------------------------------------- */
+/* ---- encoding -------------------------------------------------------------------------------- */
 
 /* d = max |x| / 127; q = x / d, rounded to nearest, halves away from zero. */
 static void encode_q8_0(const float *x, struct ref_q8_0 *b)

@@ -49,7 +49,7 @@ void ref_sample_scratch_init(struct ref_sample_scratch *scratch, uint32_t n_voca
     scratch->counts = (uint32_t *)(scratch->changes + CHANGES_MAX);
 }
 
-/* ---- bias and penalties ------------------------------------------------------------------ */
+/* ---- bias and penalties ---------------------------------------------------------------------- */
 
 struct changes {
     struct ref_sample_change *items;
@@ -117,7 +117,7 @@ static void apply_penalties(struct ref_sample_scratch *scratch, struct changes *
     }
 }
 
-/* ---- the filters, on candidates by descending logit ---------------------------------------- */
+/* ---- the filters, on candidates by descending logit ------------------------------------------ */
 
 static double weight_sum(const struct ref_candidate *list, uint32_t n)
 {
@@ -186,7 +186,7 @@ static uint32_t filter_min_p(const struct ref_candidate *list, uint32_t n, float
     return n;
 }
 
-/* ---- the draw ---------------------------------------------------------------------------- */
+/* ---- the draw -------------------------------------------------------------------------------- */
 
 static int32_t draw_sorted(const struct ref_candidate *list, uint32_t n, float temperature,
                            double uniform)

@@ -180,7 +180,7 @@ uint32_t ref_gather(const float *logits, uint32_t n, float floor, struct ref_can
     return count;
 }
 
-/* ---- sorting ----------------------------------------------------------------------------- */
+/* ---- sorting --------------------------------------------------------------------------------- */
 
 /* An unsigned number that ascends as the logit descends. */
 static uint32_t sort_key(float logit)

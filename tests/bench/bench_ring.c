@@ -47,8 +47,7 @@ static double own_cpu_us(void)
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
-/* ---- the daemon
- * ---------------------------------------------------------------------------------- */
+/* ---- the daemon ------------------------------------------------------------------------------ */
 
 static struct infer_conn *join(const struct daemon *d, uint32_t spin_us)
 {
@@ -128,8 +127,7 @@ static double stream_cost(const struct daemon *d, struct infer_conn *c, unsigned
     return (own_cpu_us() - client + ((double)daemon_cpu_ns(d) - daemon) / 1e3) / tokens;
 }
 
-/* ---- the socket
- * ---------------------------------------------------------------------------------- */
+/* ---- the socket ------------------------------------------------------------------------------ */
 
 /* The other side: echoes, or swallows, until the socket closes. */
 static pid_t start_other(int *ret_fd, int echo, int flags)

@@ -61,8 +61,7 @@ struct runner {
     float got[N_TOKENS][N_VOCAB];
 };
 
-/* ---- the backend's host ------------------------------------------------------------------------
- */
+/* ---- the backend's host ---------------------------------------------------------------------- */
 
 static void host_log(void *ctx, int level, const char *text)
 {
@@ -105,8 +104,7 @@ static void host_init(struct runner *r)
                                   .n_cpus = n};
 }
 
-/* ---- loading ------------------------------------------------------------------------------------
- */
+/* ---- loading --------------------------------------------------------------------------------- */
 
 static void read_file(const char *folder, const char *name, void *to, size_t bytes)
 {
@@ -182,8 +180,7 @@ static void runner_close(struct runner *r)
     r->backend = NULL;
 }
 
-/* ---- running ------------------------------------------------------------------------------------
- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 /* n tokens of the sequence from position on; their logits go to logits[0 .. n). */
 static void run_rows(struct runner *r, const int32_t *tokens, uint32_t position, uint32_t n,

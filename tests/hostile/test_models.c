@@ -101,8 +101,7 @@ static void write_file(const char *path, const void *data, size_t bytes)
     close(fd);
 }
 
-/* ---- no files ----------------------------------------------------------------------------------
- */
+/* ---- no files -------------------------------------------------------------------------------- */
 
 static void test_absent(void **state)
 {
@@ -236,8 +235,7 @@ static void test_truncated(void **state)
     assert_refused(path, NULL);
 }
 
-/* ---- files that lie ----------------------------------------------------------------------------
- */
+/* ---- files that lie -------------------------------------------------------------------------- */
 
 static const struct gguf_write_shape small = {
     .n_layers = 2, .n_embd = 64, .n_ffn = 128, .n_heads = 4, .n_kv_heads = 2};

@@ -58,8 +58,7 @@ static int after_each(void **state)
     return 0;
 }
 
-/* ---- handshake ---------------------------------------------------------------------------------
- */
+/* ---- handshake ------------------------------------------------------------------------------- */
 
 static void assert_no_session(const void *hello, size_t bytes)
 {
@@ -275,8 +274,7 @@ static void test_bells_turned_against_the_daemon(void **state)
     raw_close(&r);
 }
 
-/* ---- the request ring --------------------------------------------------------------------------
- */
+/* ---- the request ring ------------------------------------------------------------------------ */
 
 static void assert_closed(struct raw *r, const char *what)
 {
@@ -530,8 +528,7 @@ static void test_payload_disorder(void **state)
     raw_close(&r);
 }
 
-/* ---- floods and deaths -------------------------------------------------------------------------
- */
+/* ---- floods and deaths ----------------------------------------------------------------------- */
 
 static void test_flood(void **state)
 {

@@ -53,8 +53,7 @@ static void next_token(struct infer_conn *c, uint32_t id, uint32_t index)
     assert_int_equal(e.index, index);
 }
 
-/* ---- one answer
- * ---------------------------------------------------------------------------------- */
+/* ---- one answer ------------------------------------------------------------------------------ */
 
 static void test_answer(void **state)
 {
@@ -159,8 +158,7 @@ static void test_event_loops(void **state)
     }
 }
 
-/* ---- the daemon dies
- * ----------------------------------------------------------------------------- */
+/* ---- the daemon dies ------------------------------------------------------------------------- */
 
 /* The bound is 100 ms; a loaded machine under sanitizers gets more. tests/bench measures it. */
 static void assert_told_in_time(uint64_t since_us)
@@ -357,8 +355,7 @@ static void test_backend_lost(void **state)
     daemon_done(&own);
 }
 
-/* ---- cancel, slow readers
- * ------------------------------------------------------------------------ */
+/* ---- cancel, slow readers -------------------------------------------------------------------- */
 
 static void test_cancel(void **state)
 {
@@ -457,8 +454,7 @@ static void test_slow_reader_is_parked(void **state)
     infer_close(fast);
 }
 
-/* ---- fork, threads, event loops ----------------------------------------------------------------
- */
+/* ---- fork, threads, event loops -------------------------------------------------------------- */
 
 static int child_uses_connection(struct infer_conn *c)
 {

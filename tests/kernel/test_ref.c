@@ -156,7 +156,7 @@ static struct truth *truth_new(const struct tiny *m, const int32_t *tokens)
     return t;
 }
 
-/* ---- the backend under test -------------------------------------------------------------- */
+/* ---- the backend under test ------------------------------------------------------------------ */
 
 struct session {
     struct host_memory memory;
@@ -456,7 +456,7 @@ static void outputs_are_filled(void **state)
     tiny_free(m);
 }
 
-/* ---- what is refused --------------------------------------------------------------------- */
+/* ---- what is refused ------------------------------------------------------------------------- */
 
 struct refusal {
     const char *says; /* part of the sentence */

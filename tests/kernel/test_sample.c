@@ -41,7 +41,7 @@ static void random_logits(float *logits, uint32_t n, float spread)
     }
 }
 
-/* ---- a sampler at hand ------------------------------------------------------------------- */
+/* ---- a sampler at hand ----------------------------------------------------------------------- */
 
 struct bench {
     struct ref_sample_scratch scratch;
@@ -93,7 +93,7 @@ static int32_t bench_greedy(struct bench *b)
     return bench_draw(b, 0.5);
 }
 
-/* ---- the independent sampler ------------------------------------------------------------- */
+/* ---- the independent sampler ----------------------------------------------------------------- */
 
 struct item {
     double logit, p, key;
@@ -233,7 +233,7 @@ static int32_t plain_draw(const struct bench *b, double uniform, double *ret_mar
     return 0;
 }
 
-/* ---- tests ------------------------------------------------------------------------------- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void greedy_takes_the_first_best(void **state)
 {

@@ -114,8 +114,7 @@ void gguf_write_tensor(struct gguf_write *w, const char *name, uint32_t type, ui
     w->data_bytes = (w->data_bytes + bytes + a - 1) / a * a;
 }
 
-/* ---- a whole model ----------------------------------------------------------------------------
- */
+/* ---- a whole model --------------------------------------------------------------------------- */
 
 /* The 256 byte tokens of a byte-level vocabulary: printable bytes stand for themselves, the others
  * for the code points from 256 on. */

@@ -97,8 +97,7 @@ static void nonsense_is_refused(void **state)
     assert_int_equal(t.n_cpus, 77);
 }
 
-/* ---- this machine -------------------------------------------------------------------------------
- */
+/* ---- this machine ---------------------------------------------------------------------------- */
 
 static void this_machine(void **state)
 {
@@ -140,9 +139,7 @@ static void affinity_is_respected(void **state)
     assert_int_equal(t.cpus[0], cpu);
 }
 
-/* ---- control groups in a made-up root
- * -------------------------------------------------------------
- */
+/* ---- control groups in a made-up root -------------------------------------------------------- */
 
 static char root[64];
 

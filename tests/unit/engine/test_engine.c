@@ -14,8 +14,7 @@
 
 #define MODEL "models/unix-46m-Q6_K.gguf"
 
-/* ---- the scripted backend: draws script[i] as the i-th token, remembers the last batch ----------
- */
+/* ---- the scripted backend: draws script[i] as the i-th token, remembers the last batch ------- */
 
 static const int32_t *script;
 static uint32_t script_at;
@@ -99,8 +98,7 @@ static void step(struct engine_model *m, struct engine_sequence *s, uint32_t n_r
     assert_int_equal(engine_step(m, &work, 1), 0);
 }
 
-/* ---- tests --------------------------------------------------------------------------------------
- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_a_token_is_drawn_with_the_last_row_alone(void **state)
 {

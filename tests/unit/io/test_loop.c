@@ -9,8 +9,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-/* ---- sockets ------------------------------------------------------------------------------------
- */
+/* ---- sockets --------------------------------------------------------------------------------- */
 
 static struct sockaddr_un address;
 static socklen_t address_bytes;
@@ -226,8 +225,7 @@ static void late_connections_are_closed(void **state)
     close(late_client);
 }
 
-/* ---- readiness ----------------------------------------------------------------------------------
- */
+/* ---- readiness ------------------------------------------------------------------------------- */
 
 /* Leaves the value there three times; then the loop must fall silent. */
 static void drain_the_fourth_time(void *ctx, uint32_t events)
@@ -384,8 +382,7 @@ static void many_watches_at_once(void **state)
     assert_int_equal(run_for_ms(5), -ETIME);
 }
 
-/* ---- cost, and life
- * ------------------------------------------------------------------------------ */
+/* ---- cost, and life -------------------------------------------------------------------------- */
 
 static uint64_t wakeups_then;
 

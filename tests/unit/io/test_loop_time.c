@@ -14,8 +14,7 @@ static void stop_now(void *ctx)
     loop_stop(loop, 0);
 }
 
-/* ---- timers -------------------------------------------------------------------------------------
- */
+/* ---- timers ---------------------------------------------------------------------------------- */
 
 #define N_TIMERS 3000
 
@@ -135,9 +134,7 @@ static void timers_removed_from_the_middle(void **state)
     assert_int_equal(hits, 34);
 }
 
-/* ---- posts, stops, signals
- * ------------------------------------------------------------------------
- */
+/* ---- posts, stops, signals ------------------------------------------------------------------- */
 
 #define N_POSTERS 4
 #define N_POSTS   5000

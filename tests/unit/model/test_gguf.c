@@ -38,8 +38,7 @@ static void refused(struct writer *w, int code, const char *says)
     writer_free(w);
 }
 
-/* ---- what is read -----------------------------------------------------------------------------
- */
+/* ---- what is read ---------------------------------------------------------------------------- */
 
 static void reads_keys(void **state)
 {
@@ -309,8 +308,7 @@ static void a_large_vocabulary_opens_fast(void **state)
     writer_free(w);
 }
 
-/* ---- split models -----------------------------------------------------------------------------
- */
+/* ---- split models ---------------------------------------------------------------------------- */
 
 static void set_split(struct writer *w, uint16_t no, uint16_t count, int32_t tensors)
 {
@@ -399,8 +397,7 @@ static void reads_split_models(void **state)
     rmdir(dir);
 }
 
-/* ---- refusals ---------------------------------------------------------------------------------
- */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void refuses_what_is_not_a_file(void **state)
 {

@@ -129,8 +129,7 @@ static void check_plan(const struct plan *p)
     assert_int_equal(values, p->n_parameters);
 }
 
-/* ---- the files of the repository ---------------------------------------------------------------
- */
+/* ---- the files of the repository ------------------------------------------------------------- */
 
 static void plans_the_fixtures(void **state)
 {
@@ -201,8 +200,7 @@ static void plans_the_embedded_model(void **state)
     plan_free(p);
 }
 
-/* ---- the rotary embedding -----------------------------------------------------------------------
- */
+/* ---- the rotary embedding -------------------------------------------------------------------- */
 
 static void check_rope(struct writer *w, const double *expected, float magnitude)
 {
@@ -362,8 +360,7 @@ static void rope_partial(void **state)
     writer_free(w);
 }
 
-/* ---- variants -----------------------------------------------------------------------------------
- */
+/* ---- variants -------------------------------------------------------------------------------- */
 
 static void takes_optional_parts(void **state)
 {
@@ -419,8 +416,7 @@ static void takes_optional_parts(void **state)
     writer_free(w);
 }
 
-/* ---- refusals
- * ------------------------------------------------------------------------------------ */
+/* ---- refusals -------------------------------------------------------------------------------- */
 
 static void refuses_bad_hyperparameters(void **state)
 {
@@ -581,8 +577,7 @@ static void refuses_bad_tensors(void **state)
     refused(w, INFER_E_MODEL_FORMAT, "holds 41 tokens, but tensor 'token_embd.weight' has 40 rows");
 }
 
-/* ---- --inspect
- * ----------------------------------------------------------------------------------- */
+/* ---- --inspect ------------------------------------------------------------------------------- */
 
 static char *inspect_text(struct writer *w, bool memory)
 {

@@ -29,8 +29,7 @@
 
 #define MIB (1u << 20)
 
-/* ---- files -------------------------------------------------------------------------------------
- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static char *read_file(const char *path, size_t *ret_bytes)
 {
@@ -101,8 +100,7 @@ static char *decode(const struct tokenizer *t, const struct token_list *l, unsig
     return text;
 }
 
-/* ---- the published cases ----------------------------------------------------------------------
- */
+/* ---- the published cases --------------------------------------------------------------------- */
 
 /* Numbers of the text up to `end`, whatever is between them. */
 static void check_numbers(const struct token_list *l, const char *text, const char *end,
@@ -226,8 +224,7 @@ static void test_unix(void **state)
     tokenizer_free(t);
 }
 
-/* ---- round trips ------------------------------------------------------------------------------
- */
+/* ---- round trips ----------------------------------------------------------------------------- */
 
 static uint32_t random_state = 1;
 
@@ -307,8 +304,7 @@ static void test_round_trip_spm(void **state)
     check_round_trips("phi-3", true);
 }
 
-/* ---- streaming --------------------------------------------------------------------------------
- */
+/* ---- streaming ------------------------------------------------------------------------------- */
 
 /* All tokens through a detokenizer; the caller frees. */
 static char *stream(const struct tokenizer *t, const struct token_list *l, bool at_start,
@@ -406,8 +402,7 @@ static void test_stream_space(void **state)
     tokenizer_free(t);
 }
 
-/* ---- special tokens ---------------------------------------------------------------------------
- */
+/* ---- special tokens -------------------------------------------------------------------------- */
 
 static void check_ids(const struct tokenizer *t, const char *text, unsigned flags,
                       const struct text_span *plain, size_t n_plain, const int32_t *ids, size_t n)
@@ -508,8 +503,7 @@ static void test_pieces(void **state)
     tokenizer_free(t);
 }
 
-/* ---- time -------------------------------------------------------------------------------------
- */
+/* ---- time ------------------------------------------------------------------------------------ */
 
 static double cpu_seconds(void)
 {
@@ -608,8 +602,7 @@ static void test_load_time(void **state)
         fail_msg("152k tokens take %.0f ms to load", best * 1e3);
 }
 
-/* ---- sharing, and a machine that forbids new code ---------------------------------------------
- */
+/* ---- sharing, and a machine that forbids new code -------------------------------------------- */
 
 struct job {
     const struct tokenizer *tokenizer;
@@ -688,8 +681,7 @@ static void test_without_jit(void **state)
     assert_int_equal(WEXITSTATUS(status), 0);
 }
 
-/* ---- small vocabularies -----------------------------------------------------------------------
- */
+/* ---- small vocabularies ---------------------------------------------------------------------- */
 
 static void set_strings(struct writer *w, const char *key, size_t n, const char *const *texts)
 {

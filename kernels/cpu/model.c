@@ -1,0 +1,591 @@
+/* model.c: from a plan to memory: every tensor gets a role, a layout and a place; four pieces of
+ * memory are taken from the host (tables, weights, pages, scratch) and given back at close.
+ *
+ * Roles. What a product uses is a matrix and is repacked (format.c); a table that only EMBED reads
+ * keeps the file's encoding; norms and biases become float32. A tied embedding is a matrix, from
+ * which EMBED reads rows back.
+ *
+ * Sizes come from a plan that the daemon has checked; the sums below are checked again, because
+ * they decide how much memory is written. One thread at a time. */
+#include "cpu/model.h"
+
+#include "ref/quant.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#define LINE       64u
+#define LARGE_PAGE (2u << 20)
+
+/* ---- sums ------------------------------------------------------------------------------------ */
+
+/* Hands out places in a piece of memory; first with base NULL to measure, then to build. */
+struct layer_out {
+    uint8_t *base;
+    size_t used;
+    bool overflow;
+};
+
+static void *place(struct layer_out *out, size_t count, size_t size)
+{
+    size_t bytes, end;
+    if (__builtin_mul_overflow(count, size, &bytes) ||
+        __builtin_add_overflow(bytes, LINE - 1, &bytes) ||
+        __builtin_add_overflow(out->used, bytes / LINE * LINE, &end)) {
+        out->overflow = true;
+        return NULL;
+    }
+    void *at = out->base ? out->base + out->used : NULL;
+    out->used = end;
+    return at;
+}
+
+static size_t pad16(size_t n)
+{
+    return (n + 15) / 16 * 16;
+}
+
+/* ---- the plan -------------------------------------------------------------------------------- */
+
+/* What open and estimate work on: the tables and all sizes. */
+static int check_tensor(struct infer_backend *b, const struct infer_plan *plan, uint32_t index,
+                        uint64_t cols, uint64_t rows, const char *what)
+{
+    if (index >= plan->n_tensors)
+        return cpu_fail(b, -EINVAL, "the plan names no tensor for %s", what);
+    const struct infer_tensor *t = &plan->tensors[index];
+    if (t->ne[0] != cols || t->n_rows != rows)
+        return cpu_fail(b, -EINVAL,
+                        "tensor %s is %" PRIu64 " x %" PRIu64 ", but %s needs %" PRIu64
+                        " x %" PRIu64,
+                        t->name, t->ne[0], t->n_rows, what, cols, rows);
+    uint32_t block = ref_block(t->type);
+    if (cpu_format_of(t->type) < 0 || !block)
+        return cpu_fail(b, -ENOTSUP, "tensor %s has type %" PRIu32 ", which is not known", t->name,
+                        t->type);
+    if (cols % block || t->row_bytes != ref_row_bytes(t->type, cols))
+        return cpu_fail(b, -EINVAL,
+                        "tensor %s has rows of %" PRIu64 " bytes for %" PRIu64 " values", t->name,
+                        t->row_bytes, cols);
+    return 0;
+}
+
+static int use(struct infer_backend *b, const struct infer_plan *plan, struct cpu_tensor *tensors,
+               uint32_t index, uint64_t cols, uint64_t rows, uint32_t role, const char *what)
+{
+    int r = check_tensor(b, plan, index, cols, rows, what);
+    if (r < 0)
+        return r;
+    struct cpu_tensor *t = &tensors[index];
+    bool vector = role == CPU_VECTOR || t->role == CPU_VECTOR;
+    if (vector && t->role != CPU_UNUSED && t->role != role)
+        return cpu_fail(b, -EINVAL, "tensor %s is used as a matrix and as a vector",
+                        plan->tensors[index].name);
+    if (role > t->role)
+        t->role = role;
+    if (t->role == CPU_MATRIX)
+        cpu_matrix_init(&t->matrix, plan->tensors[index].type, (uint32_t)rows, (uint32_t)cols);
+    return 0;
+}
+
+/* A vector that may be NONE. */
+static int use_vector(struct infer_backend *b, const struct infer_plan *plan,
+                      struct cpu_tensor *tensors, uint32_t index, uint64_t n, bool needed,
+                      const char *what)
+{
+    if (index == INFER_TENSOR_NONE && !needed)
+        return 0;
+    return use(b, plan, tensors, index, n, 1, CPU_VECTOR, what);
+}
+
+static int use_qkv(struct infer_backend *b, const struct infer_plan *plan,
+                   struct cpu_tensor *tensors, const struct infer_op *op)
+{
+    const struct infer_shape *s = &plan->shape;
+    const uint64_t q = (uint64_t)s->n_heads * s->head_dim;
+    const uint64_t k = (uint64_t)s->n_kv_heads * s->head_dim;
+    const uint64_t v = (uint64_t)s->n_kv_heads * s->head_dim_v;
+    const struct {
+        uint32_t w, bias;
+        uint64_t rows;
+    } part[3] = {{op->as.qkv.wq, op->as.qkv.bq, q},
+                 {op->as.qkv.wk, op->as.qkv.bk, k},
+                 {op->as.qkv.wv, op->as.qkv.bv, v}};
+    int r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
+    for (int i = 0; i < 3 && r >= 0; i++) {
+        r = use(b, plan, tensors, part[i].w, s->n_embd, part[i].rows, CPU_MATRIX, "attention");
+        if (r >= 0)
+            r = use_vector(b, plan, tensors, part[i].bias, part[i].rows, false, "a bias");
+    }
+    if (r >= 0)
+        r = use_vector(b, plan, tensors, op->as.qkv.q_norm, s->head_dim, false, "a head norm");
+    if (r >= 0)
+        r = use_vector(b, plan, tensors, op->as.qkv.k_norm, s->head_dim, false, "a head norm");
+    return r;
+}
+
+static int use_op(struct infer_backend *b, const struct infer_plan *plan,
+                  struct cpu_tensor *tensors, const struct infer_op *op)
+{
+    const struct infer_shape *s = &plan->shape;
+    int r = 0;
+    switch (op->kind) {
+    case INFER_OP_EMBED:
+        return use(b, plan, tensors, op->as.embed.table, s->n_embd, s->n_vocab, CPU_TABLE,
+                   "the embedding");
+    case INFER_OP_QKV:
+    case INFER_OP_ATTEND:
+        if (op->layer >= s->n_layers)
+            return cpu_fail(b, -EINVAL, "the plan names layer %" PRIu32 " of %" PRIu32, op->layer,
+                            s->n_layers);
+        return op->kind == INFER_OP_QKV ? use_qkv(b, plan, tensors, op) : 0;
+    case INFER_OP_PROJECT: {
+        bool from_o = op->as.project.from == INFER_VALUE_O;
+        if (!from_o && op->as.project.from != INFER_VALUE_T)
+            return cpu_fail(b, -ENOTSUP, "a projection is of neither attention nor hidden layer");
+        uint64_t cols = from_o ? (uint64_t)s->n_heads * s->head_dim_v : s->n_ffn;
+        r = use(b, plan, tensors, op->as.project.w, cols, s->n_embd, CPU_MATRIX, "a projection");
+        if (r >= 0)
+            r = use_vector(b, plan, tensors, op->as.project.b, s->n_embd, false, "a bias");
+        return r;
+    }
+    case INFER_OP_FFN_GATED:
+        if (op->as.ffn.activation > INFER_ACT_GELU_TANH)
+            return cpu_fail(b, -ENOTSUP, "activation %" PRIu32 " is not known",
+                            op->as.ffn.activation);
+        r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
+        if (r >= 0)
+            r = use(b, plan, tensors, op->as.ffn.gate, s->n_embd, s->n_ffn, CPU_MATRIX, "a gate");
+        if (r >= 0)
+            r = use(b, plan, tensors, op->as.ffn.up, s->n_embd, s->n_ffn, CPU_MATRIX,
+                    "the hidden layer");
+        return r;
+    case INFER_OP_HEAD:
+        r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
+        if (r >= 0)
+            r = use(b, plan, tensors, op->as.head.w, s->n_embd, s->n_vocab, CPU_MATRIX, "the head");
+        return r;
+    case INFER_OP_ALL_REDUCE: /* this plan is its only part */
+        return 0;
+    default:
+        return cpu_fail(b, -ENOTSUP, "the plan holds operation %" PRIu32 ", which is not known",
+                        op->kind);
+    }
+}
+
+static int check_shape(struct infer_backend *b, const struct infer_plan *plan,
+                       const struct infer_state_config *state)
+{
+    const struct infer_shape *s = &plan->shape;
+    if (!s->n_embd || !s->n_vocab || !s->n_heads || !s->n_kv_heads || !s->head_dim ||
+        !s->head_dim_v || s->n_heads % s->n_kv_heads || s->n_vocab > INFER_VOCAB_MAX)
+        return cpu_fail(b, -EINVAL, "the plan's shape is not consistent");
+    if ((s->n_embd | s->n_ffn | s->n_heads | s->n_layers) > 1u << 20 || s->head_dim > 1u << 12 ||
+        s->head_dim_v > 1u << 12)
+        return cpu_fail(b, -ENOTSUP, "the plan's shape is too large");
+    if (plan->rope.n_dims > s->head_dim || plan->rope.n_dims % 2)
+        return cpu_fail(b, -EINVAL, "the rotation covers %" PRIu32 " of %" PRIu32 " dimensions",
+                        plan->rope.n_dims, s->head_dim);
+    if (state->page_tokens != CPU_PAGE_TOKENS)
+        return cpu_fail(b, -ENOTSUP, "pages of %" PRIu32 " tokens; this backend has pages of %u",
+                        state->page_tokens, CPU_PAGE_TOKENS);
+    if (state->k_type != INFER_TYPE_F16 || state->v_type != INFER_TYPE_F16)
+        return cpu_fail(b, -ENOTSUP, "this backend caches keys and values as F16 only");
+    if (!state->max_rows || state->max_rows > INFER_STEP_ROWS_MAX ||
+        state->max_seqs > INFER_STEP_SEQS_MAX)
+        return cpu_fail(b, -EINVAL, "steps of %" PRIu32 " rows and %" PRIu32 " sequences",
+                        state->max_rows, state->max_seqs);
+    return 0;
+}
+
+/* ---- operations with their tensors ----------------------------------------------------------- */
+
+static void add_part(struct infer_backend_model *m, struct cpu_op *op, uint32_t w, uint32_t bias)
+{
+    const struct cpu_matrix *matrix = &m->tensors[w].matrix;
+    struct cpu_packing packing = cpu_format_packing(matrix->format);
+    uint32_t i = op->n_parts++, p = 0;
+
+    op->part[i] = matrix;
+    op->bias[i] = bias == INFER_TENSOR_NONE ? NULL : m->tensors[bias].vector;
+    for (; p < op->n_packings; p++) {
+        struct cpu_packing *other = &op->packings[p];
+        if (other->is_float != packing.is_float)
+            continue;
+        /* Formats with minima need no offset and take any. */
+        if (other->offset == packing.offset || !packing.offset)
+            break;
+        if (!other->offset) {
+            other->offset = packing.offset;
+            break;
+        }
+    }
+    if (p == op->n_packings)
+        op->packings[op->n_packings++] = packing;
+    op->packing[i] = p;
+}
+
+static const float *vector_of(const struct infer_backend_model *m, uint32_t index)
+{
+    return index == INFER_TENSOR_NONE ? NULL : m->tensors[index].vector;
+}
+
+static void resolve(struct infer_backend_model *m, const struct infer_op *op, struct cpu_op *ret)
+{
+    *ret = (struct cpu_op){.op = op};
+    switch (op->kind) {
+    case INFER_OP_QKV:
+        ret->norm = vector_of(m, op->norm);
+        add_part(m, ret, op->as.qkv.wq, op->as.qkv.bq);
+        add_part(m, ret, op->as.qkv.wk, op->as.qkv.bk);
+        add_part(m, ret, op->as.qkv.wv, op->as.qkv.bv);
+        ret->q_norm = vector_of(m, op->as.qkv.q_norm);
+        ret->k_norm = vector_of(m, op->as.qkv.k_norm);
+        break;
+    case INFER_OP_PROJECT:
+        add_part(m, ret, op->as.project.w, op->as.project.b);
+        break;
+    case INFER_OP_FFN_GATED:
+        ret->norm = vector_of(m, op->norm);
+        add_part(m, ret, op->as.ffn.gate, INFER_TENSOR_NONE);
+        add_part(m, ret, op->as.ffn.up, INFER_TENSOR_NONE);
+        break;
+    case INFER_OP_HEAD:
+        ret->norm = vector_of(m, op->norm);
+        add_part(m, ret, op->as.head.w, INFER_TENSOR_NONE);
+        break;
+    default:
+        break;
+    }
+}
+
+/* ---- places ---------------------------------------------------------------------------------- */
+
+static void place_weights(struct infer_backend_model *m, struct layer_out *out)
+{
+    for (uint32_t i = 0; i < m->plan->n_tensors; i++) {
+        struct cpu_tensor *t = &m->tensors[i];
+        const struct infer_tensor *file = &m->plan->tensors[i];
+        if (t->role == CPU_MATRIX)
+            t->matrix.data = place(out, t->matrix.n_groups, t->matrix.group_bytes);
+        else if (t->role == CPU_TABLE)
+            t->rows = place(out, file->n_rows, file->row_bytes);
+        else if (t->role == CPU_VECTOR)
+            t->vector = place(out, pad16(file->ne[0]), sizeof(float));
+    }
+}
+
+static void place_local(struct infer_backend_model *m, struct cpu_local *l, struct layer_out *out)
+{
+    const struct infer_shape *s = &m->plan->shape;
+    size_t head = pad16(s->head_dim > m->dim_v ? s->head_dim : m->dim_v);
+    struct cpu_local own = {0};
+    size_t widest = 0;
+    own.h = place(out, m->x_stride, sizeof(float));
+    for (int i = 0; i < (int)CPU_PARTS; i++)
+        own.packed[i] = place(out, CPU_SELF_ROWS, m->packed_row[i]);
+    own.q = place(out, (size_t)CPU_TILE * s->head_dim, sizeof(float));
+    own.scores = place(out, (size_t)CPU_TILE * CPU_ATTEND_CHUNK, sizeof(float));
+    own.out = place(out, (size_t)CPU_TILE * m->dim_v, sizeof(float));
+    own.halves = place(out, head, sizeof(uint16_t));
+    own.row = place(out, head, sizeof(float));
+    for (uint32_t i = 0; i < m->plan->n_tensors; i++)
+        if (m->plan->tensors[i].ne[0] > widest && m->tensors[i].role == CPU_MATRIX)
+            widest = m->plan->tensors[i].ne[0];
+    own.convert = place(out, widest, sizeof(float));
+    void *sample = place(out, ref_sample_scratch_bytes(s->n_vocab), 1);
+    if (out->base) {
+        ref_sample_scratch_init(&own.sample, s->n_vocab, sample);
+        *l = own;
+    }
+}
+
+static void measure_strides(struct infer_backend_model *m)
+{
+    const struct infer_shape *s = &m->plan->shape;
+    m->dim_v = (uint32_t)pad16(s->head_dim_v);
+    m->head_bytes = (size_t)2 * CPU_PAGE_TOKENS * (s->head_dim + m->dim_v);
+    m->layer_bytes = m->head_bytes * s->n_kv_heads;
+    m->page_bytes = m->layer_bytes * s->n_layers;
+    m->x_stride = pad16(s->n_embd);
+    m->q_stride = pad16((size_t)s->n_heads * s->head_dim);
+    m->k_stride = pad16((size_t)s->n_kv_heads * s->head_dim);
+    m->v_stride = pad16((size_t)s->n_kv_heads * s->head_dim_v);
+    m->o_stride = pad16((size_t)s->n_heads * s->head_dim_v);
+    m->t_stride = pad16(s->n_ffn);
+    m->logits_stride = pad16(s->n_vocab);
+    m->head_rows = m->state.max_outputs < CPU_HEAD_ROWS ? m->state.max_outputs : CPU_HEAD_ROWS;
+    for (uint32_t i = 0; i < m->plan->n_ops; i++) {
+        const struct cpu_op *op = &m->ops[i];
+        for (uint32_t p = 0; p < op->n_packings; p++) {
+            size_t bytes = cpu_packed_bytes(op->packings[p], op->part[0]->cols);
+            if (bytes > m->packed_row[p])
+                m->packed_row[p] = bytes;
+        }
+    }
+}
+
+static void place_scratch(struct infer_backend_model *m, struct layer_out *out)
+{
+    const size_t rows = m->state.max_rows;
+    const uint32_t n_workers = m->backend->pool->n_workers;
+
+    m->x = place(out, rows * m->x_stride, sizeof(float));
+    m->q = place(out, rows * m->q_stride, sizeof(float));
+    m->k = place(out, rows * m->k_stride, sizeof(float));
+    m->v = place(out, rows * m->v_stride, sizeof(float));
+    m->o = place(out, rows * m->o_stride, sizeof(float));
+    m->t = place(out, rows * m->t_stride, sizeof(float));
+    size_t head_rows = m->head_rows > rows ? m->head_rows : rows;
+    for (int i = 0; i < (int)CPU_PARTS; i++)
+        m->packed[i] = place(out, head_rows, m->packed_row[i]);
+    m->cosine = place(out, rows * m->plan->rope.n_dims / 2, sizeof(float));
+    m->sine = place(out, rows * m->plan->rope.n_dims / 2, sizeof(float));
+    m->logits = place(out, m->head_rows * m->logits_stride, sizeof(float));
+    m->row_seq = place(out, rows, sizeof(uint32_t));
+    m->attend_base = place(out, (size_t)m->state.max_seqs + 1, sizeof(uint32_t));
+    m->out_rows = place(out, m->state.max_outputs, sizeof(uint32_t));
+    m->out_first = place(out, (size_t)m->state.max_outputs + 1, sizeof(uint32_t));
+    m->locals = place(out, n_workers, sizeof *m->locals);
+    for (uint32_t i = 0; i < n_workers; i++)
+        place_local(m, m->locals + (out->base ? i : 0), out);
+}
+
+static size_t tables_bytes(const struct infer_plan *plan)
+{
+    struct layer_out out = {0};
+    place(&out, 1, sizeof(struct infer_backend_model));
+    place(&out, plan->n_tensors, sizeof(struct cpu_tensor));
+    place(&out, plan->n_ops, sizeof(struct cpu_op));
+    return out.overflow ? SIZE_MAX : out.used;
+}
+
+static void give(struct infer_backend *b, struct cpu_taken *taken)
+{
+    if (taken->memory)
+        b->host->memory_give(b->host->ctx, taken->memory, taken->bytes);
+    *taken = (struct cpu_taken){0};
+}
+
+static int take(struct infer_backend *b, struct cpu_taken *ret, size_t bytes, const char *what)
+{
+    if (!bytes)
+        return 0;
+    void *memory = b->host->memory_take(b->host->ctx, bytes);
+    if (!memory)
+        return cpu_fail(b, -ENOMEM, "no memory for %zu bytes of %s", bytes, what);
+    /* Weights are read end to end in every step: large pages spare the address look-ups. A hint. */
+    uintptr_t first = ((uintptr_t)memory + LARGE_PAGE - 1) & ~(uintptr_t)(LARGE_PAGE - 1);
+    uintptr_t end = ((uintptr_t)memory + bytes) & ~(uintptr_t)(LARGE_PAGE - 1);
+    if (end > first)
+        madvise((void *)first, end - first, MADV_HUGEPAGE);
+    *ret = (struct cpu_taken){memory, bytes};
+    return 0;
+}
+
+/* The tables of a plan, checked and resolved; no weights, pages or scratch yet. */
+static int prepare(struct infer_backend *b, const struct infer_plan *plan,
+                   const struct infer_state_config *state, struct infer_backend_model **ret)
+{
+    struct cpu_taken tables = {0};
+    int r = check_shape(b, plan, state);
+    if (r >= 0)
+        r = take(b, &tables, tables_bytes(plan), "tables");
+    if (r < 0)
+        return r;
+    struct layer_out out = {.base = tables.memory};
+    struct infer_backend_model *m = place(&out, 1, sizeof *m);
+    *m =
+        (struct infer_backend_model){.backend = b, .plan = plan, .state = *state, .tables = tables};
+    m->tensors = place(&out, plan->n_tensors, sizeof *m->tensors);
+    m->ops = place(&out, plan->n_ops, sizeof *m->ops);
+    for (uint32_t i = 0; i < plan->n_ops && r >= 0; i++)
+        r = use_op(b, plan, m->tensors, &plan->ops[i]);
+    if (r < 0) {
+        give(b, &tables);
+        return r;
+    }
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        resolve(m, &plan->ops[i], &m->ops[i]);
+    measure_strides(m);
+    *ret = m;
+    return 0;
+}
+
+static int measure(struct infer_backend_model *m, struct infer_estimate *ret)
+{
+    struct layer_out weights = {0}, scratch = {0};
+    place_weights(m, &weights);
+    place_scratch(m, &scratch);
+    if (weights.overflow || scratch.overflow)
+        return cpu_fail(m->backend, -EINVAL, "the plan's sizes overflow");
+    ret->weights_bytes = weights.used;
+    ret->page_bytes = m->page_bytes;
+    ret->scratch_bytes = scratch.used + m->tables.bytes;
+    return 0;
+}
+
+/* ---- the interface --------------------------------------------------------------------------- */
+
+int cpu_model_estimate(struct infer_backend *b, const struct infer_plan *plan,
+                       const struct infer_state_config *state, struct infer_estimate *ret)
+{
+    struct infer_backend_model *m;
+    struct infer_estimate e = {0};
+    int r = prepare(b, plan, state, &m);
+    if (r < 0)
+        return r;
+    r = measure(m, &e);
+    struct cpu_taken tables = m->tables;
+    give(b, &tables);
+    if (r >= 0)
+        *ret = e;
+    return r;
+}
+
+int cpu_model_open(struct infer_backend *b, const struct infer_plan *plan,
+                   const struct infer_state_config *state, struct infer_backend_model **ret)
+{
+    struct infer_backend_model *m;
+    struct infer_estimate e = {0};
+    size_t pages = 0;
+    int r = prepare(b, plan, state, &m);
+    if (r < 0)
+        return r;
+    r = measure(m, &e);
+    if (r >= 0 && __builtin_mul_overflow((size_t)state->n_pages, m->page_bytes, &pages))
+        r = cpu_fail(b, -EINVAL, "the pages' size overflows");
+    if (r >= 0)
+        r = take(b, &m->weights, e.weights_bytes, "weights");
+    if (r >= 0)
+        r = take(b, &m->pages, pages, "pages");
+    if (r >= 0)
+        r = take(b, &m->scratch, e.scratch_bytes - m->tables.bytes, "scratch");
+    if (r < 0) {
+        cpu_model_close(m);
+        return r;
+    }
+    struct layer_out weights = {.base = m->weights.memory}, scratch = {.base = m->scratch.memory};
+    place_weights(m, &weights);
+    place_scratch(m, &scratch);
+    for (uint32_t i = 0; i < plan->n_ops; i++)
+        resolve(m, &plan->ops[i], &m->ops[i]); /* the vectors have their places now */
+    *ret = m;
+    return 0;
+}
+
+/* Rows of a matrix on their way in; items are groups of 16 rows, so that no two workers write to
+ * the same one. */
+struct write_job {
+    struct infer_backend_model *m;
+    struct cpu_matrix *matrix;
+    const struct infer_tensor *file;
+    uint64_t first, end;
+    const uint8_t *rows;
+};
+
+static void write_groups(struct cpu_worker *worker, void *arg)
+{
+    const struct write_job *job = arg;
+    float *scratch = job->m->locals[worker->index].convert;
+    cpu_section(worker);
+    for (;;) {
+        uint64_t group = job->first / CPU_GROUP + cpu_item(worker);
+        uint64_t row = group * CPU_GROUP, end = row + CPU_GROUP;
+        if (row >= job->end)
+            return;
+        row = row < job->first ? job->first : row;
+        end = end > job->end ? job->end : end;
+        for (; row < end; row++)
+            cpu_matrix_write(job->matrix, job->file->type, (uint32_t)row,
+                             job->rows + job->file->row_bytes * (row - job->first), scratch);
+    }
+}
+
+int cpu_model_write(struct infer_backend_model *m, uint32_t tensor, uint64_t first_row,
+                    uint64_t n_rows, const void *rows)
+{
+    if (tensor >= m->plan->n_tensors)
+        return cpu_fail(m->backend, -EINVAL, "the plan has no tensor %" PRIu32, tensor);
+    const struct infer_tensor *file = &m->plan->tensors[tensor];
+    struct cpu_tensor *t = &m->tensors[tensor];
+    if (first_row > file->n_rows || n_rows > file->n_rows - first_row)
+        return cpu_fail(m->backend, -EINVAL, "tensor %s has %" PRIu64 " rows", file->name,
+                        file->n_rows);
+    if (!n_rows || t->role == CPU_UNUSED)
+        return 0;
+    if (t->role == CPU_TABLE) {
+        memcpy(t->rows + first_row * file->row_bytes, rows, n_rows * file->row_bytes);
+    } else if (t->role == CPU_VECTOR) {
+        ref_decode_row(file->type, rows, t->vector, file->ne[0]);
+    } else {
+        struct write_job job = {m, &t->matrix, file, first_row, first_row + n_rows, rows};
+        cpu_pool_run(m->backend->pool, write_groups, &job);
+    }
+    return 0;
+}
+
+int cpu_model_ready(struct infer_backend_model *m)
+{
+    return 0;
+}
+
+void cpu_model_close(struct infer_backend_model *m)
+{
+    if (!m)
+        return;
+    struct infer_backend *b = m->backend;
+    struct cpu_taken tables = m->tables;
+    give(b, &m->weights);
+    give(b, &m->pages);
+    give(b, &m->scratch);
+    give(b, &tables);
+}
+
+/* ---- pages ----------------------------------------------------------------------------------- */
+
+static uint8_t *page_at(struct infer_backend_model *m, uint32_t page)
+{
+    if (page >= m->state.n_pages)
+        return NULL;
+    return (uint8_t *)m->pages.memory + m->page_bytes * page;
+}
+
+int cpu_page_copy(struct infer_backend_model *m, uint32_t to, uint32_t from)
+{
+    uint8_t *target = page_at(m, to), *source = page_at(m, from);
+    if (!target || !source)
+        return cpu_fail(m->backend, -EINVAL, "there are %" PRIu32 " pages", m->state.n_pages);
+    if (target != source)
+        memcpy(target, source, m->page_bytes);
+    return 0;
+}
+
+int cpu_page_zero(struct infer_backend_model *m, uint32_t page)
+{
+    uint8_t *target = page_at(m, page);
+    if (!target)
+        return cpu_fail(m->backend, -EINVAL, "there are %" PRIu32 " pages", m->state.n_pages);
+    memset(target, 0, m->page_bytes);
+    return 0;
+}
+
+int cpu_page_read(struct infer_backend_model *m, uint32_t page, void *ret_bytes)
+{
+    const uint8_t *source = page_at(m, page);
+    if (!source)
+        return cpu_fail(m->backend, -EINVAL, "there are %" PRIu32 " pages", m->state.n_pages);
+    memcpy(ret_bytes, source, m->page_bytes);
+    return 0;
+}
+
+int cpu_page_write(struct infer_backend_model *m, uint32_t page, const void *bytes)
+{
+    uint8_t *target = page_at(m, page);
+    if (!target)
+        return cpu_fail(m->backend, -EINVAL, "there are %" PRIu32 " pages", m->state.n_pages);
+    memcpy(target, bytes, m->page_bytes);
+    return 0;
+}

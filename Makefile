@@ -171,6 +171,12 @@ $(B)/tests/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) $(backend
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $< $(call backend_objects,ref) -lcmocka -lpthread -lm -ldl
+# Goes below the daemon: plans with random weights, straight to the backend.
+$(B)/tests/bench/bench_kernels: $(O)/tests/bench/bench_kernels.o $(O)/kernels/ref/quant.o $(O)/kernels/ref/quant_tables.o
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $^ -ldl -lm
+
 $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	@mkdir -p $(@D)
 	@echo "  LD  $@"

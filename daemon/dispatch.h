@@ -26,6 +26,7 @@ struct dispatch_config {
     uint32_t max_running;
     uint32_t step_rows;
     uint32_t spin_us; /* how long the engine thread polls before it sleeps */
+    int cpu;          /* where the engine thread runs, beside the backend's workers; -1: anywhere */
     struct loop *loop;
     /* Called on the event thread. */
     void (*on_close)(struct connection *c); /* we ended this session: hang up */

@@ -141,6 +141,7 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .max_running = d->config->parallel,
                                      .step_rows = INFER_STEP_ROWS_MAX,
                                      .spin_us = d->config->spin_us,
+                                     .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
                                      .on_close = server_on_close,
                                      .on_free = server_on_free};

@@ -262,7 +262,7 @@ struct infer_backend_api {
     const char *(*last_error)(const struct infer_backend *backend);
     void (*describe)(const struct infer_backend *backend, struct infer_device *ret);
 
-    /* What model_open would take; allocates nothing. -ENOTSUP when the plan holds an operation or
+    /* What model_open would take; keeps nothing. -ENOTSUP when the plan holds an operation or
      * tensor type that this backend does not run. */
     int (*estimate)(struct infer_backend *backend, const struct infer_plan *plan,
                     const struct infer_state_config *state, struct infer_estimate *ret);

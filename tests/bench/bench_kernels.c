@@ -1,0 +1,384 @@
+/* bench_kernels.c: how fast a backend runs, without a daemon: random weights in the shape of a
+ * model, 512 rows of prefill and single rows of decode.
+ *
+ *   bench_kernels [--backend build/inferd-backend-cpu.so] [--shape unix|1b|7m] [--type q4_0|...]
+ *                 [--threads N] [--options isa=avx2] [--depth N] [--tokens N] [--repeats N]
+ *
+ * Prints medians and the best tenth of the steps, and the bytes of weights that each decoded token
+ * reads. Not a test: it asserts nothing. */
+#include "inferd/backend.h"
+#include "ref/quant.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define LAYER_TENSORS 9u
+#define OUTER_TENSORS 3u
+
+struct bench {
+    const char *path, *options;
+    uint32_t threads, depth, tokens, repeats, type, head_type;
+    struct infer_shape shape;
+    struct infer_tensor *tensors;
+    struct infer_op *ops;
+    float inv_freq[128];
+    struct infer_plan plan;
+    const struct infer_backend_api *api;
+    struct infer_backend_model *model;
+    uint32_t *pages;
+    uint64_t seed, decode_bytes;
+};
+
+static uint64_t next(struct bench *b)
+{
+    b->seed ^= b->seed << 13;
+    b->seed ^= b->seed >> 7;
+    b->seed ^= b->seed << 17;
+    return b->seed;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void on_log(void *ctx, int level, const char *text)
+{
+    fprintf(stderr, "backend: %s\n", text);
+}
+
+static void *on_take(void *ctx, size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+static void on_give(void *ctx, void *memory, size_t bytes)
+{
+    munmap(memory, bytes);
+}
+
+static void fail(const char *what, int r)
+{
+    fprintf(stderr, "bench_kernels: %s (%d)\n", what, r);
+    exit(1);
+}
+
+static void tensor(struct bench *b, uint32_t i, const char *name, uint32_t type, uint64_t cols,
+                   uint64_t rows)
+{
+    struct infer_tensor *t = &b->tensors[i];
+    snprintf(t->name, sizeof t->name, "%s.%u", name, i);
+    t->type = type;
+    t->n_dims = rows > 1 ? 2 : 1;
+    t->ne[0] = cols;
+    t->ne[1] = rows;
+    t->ne[2] = t->ne[3] = 1;
+    t->row_bytes = ref_row_bytes(type, cols);
+    t->n_rows = rows;
+}
+
+static void layer(struct bench *b, uint32_t l)
+{
+    const struct infer_shape *s = &b->shape;
+    uint32_t t = OUTER_TENSORS + l * LAYER_TENSORS;
+    struct infer_op *op = &b->ops[1 + 5 * l];
+    uint64_t q = (uint64_t)s->n_heads * s->head_dim, kv = (uint64_t)s->n_kv_heads * s->head_dim;
+
+    tensor(b, t, "norm", INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, t + 1, "q", b->type, s->n_embd, q);
+    tensor(b, t + 2, "k", b->type, s->n_embd, kv);
+    tensor(b, t + 3, "v", b->type, s->n_embd, kv);
+    tensor(b, t + 4, "o", b->type, q, s->n_embd);
+    tensor(b, t + 5, "norm", INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, t + 6, "gate", b->type, s->n_embd, s->n_ffn);
+    tensor(b, t + 7, "up", b->type, s->n_embd, s->n_ffn);
+    tensor(b, t + 8, "down", b->type, s->n_ffn, s->n_embd);
+    for (uint32_t i = 0; i < 5; i++)
+        op[i].layer = l;
+    const uint32_t none = INFER_TENSOR_NONE;
+    op[0].kind = INFER_OP_QKV;
+    op[0].norm = t;
+    op[0].as.qkv.wq = t + 1;
+    op[0].as.qkv.wk = t + 2;
+    op[0].as.qkv.wv = t + 3;
+    op[0].as.qkv.bq = op[0].as.qkv.bk = op[0].as.qkv.bv = none;
+    op[0].as.qkv.q_norm = op[0].as.qkv.k_norm = none;
+    op[1].kind = INFER_OP_ATTEND;
+    op[1].as.attend.scale = 0.125f;
+    op[2].kind = INFER_OP_PROJECT;
+    op[2].as.project.from = INFER_VALUE_O;
+    op[2].as.project.w = t + 4;
+    op[2].as.project.b = none;
+    op[3].kind = INFER_OP_FFN_GATED;
+    op[3].norm = t + 5;
+    op[3].as.ffn.gate = t + 6;
+    op[3].as.ffn.up = t + 7;
+    op[4].kind = INFER_OP_PROJECT;
+    op[4].as.project.from = INFER_VALUE_T;
+    op[4].as.project.w = t + 8;
+    op[4].as.project.b = none;
+}
+
+static void make_plan(struct bench *b)
+{
+    const struct infer_shape *s = &b->shape;
+    uint32_t n_tensors = OUTER_TENSORS + s->n_layers * LAYER_TENSORS, n_ops = 2 + 5 * s->n_layers;
+    b->tensors = calloc(n_tensors, sizeof *b->tensors);
+    b->ops = calloc(n_ops, sizeof *b->ops);
+    if (!b->tensors || !b->ops)
+        fail("out of memory", 0);
+    tensor(b, 0, "embedding", b->head_type, s->n_embd, s->n_vocab);
+    tensor(b, 1, "norm", INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, 2, "unused", INFER_TYPE_F32, s->n_embd, 1);
+    b->ops[0].kind = INFER_OP_EMBED;
+    b->ops[0].as.embed.table = 0;
+    b->ops[0].as.embed.scale = 1;
+    for (uint32_t l = 0; l < s->n_layers; l++)
+        layer(b, l);
+    b->ops[n_ops - 1].kind = INFER_OP_HEAD;
+    b->ops[n_ops - 1].norm = 1;
+    b->ops[n_ops - 1].as.head.w = 0;
+    b->ops[n_ops - 1].as.head.scale = 1;
+    for (uint32_t i = 0; i < s->head_dim / 2; i++)
+        b->inv_freq[i] = 1.0f / (float)(1 + 3 * i);
+    b->plan = (struct infer_plan){.shape = *s,
+                                  .rope = {.style = INFER_ROPE_PAIRS,
+                                           .n_dims = s->head_dim,
+                                           .inv_freq = b->inv_freq,
+                                           .magnitude = 1},
+                                  .tensors = b->tensors,
+                                  .n_tensors = n_tensors,
+                                  .ops = b->ops,
+                                  .n_ops = n_ops};
+}
+
+/* One random row: random codes, and a sane number wherever a half-precision scale may stand. */
+static void random_row(struct bench *b, const struct infer_tensor *t, uint8_t *row)
+{
+    if (t->type == INFER_TYPE_F32) {
+        for (uint64_t k = 0; k < t->ne[0]; k++)
+            ((float *)(void *)row)[k] = 1;
+        return;
+    }
+    for (uint64_t i = 0; i < t->row_bytes; i++)
+        row[i] = (uint8_t)(next(b) >> 32);
+    if (t->type == INFER_TYPE_F16 || t->type == INFER_TYPE_BF16) {
+        for (uint64_t k = 0; k < t->ne[0]; k++) {
+            float value = (float)(next(b) % 2001) / 1000.0f * 0.03f - 0.03f;
+            ref_encode_row(t->type, &value, row + 2 * k, 1);
+        }
+        return;
+    }
+    uint32_t size = ref_block_bytes(t->type);
+    uint16_t d = ref_f32_to_f16(1e-3f);
+    for (uint64_t at = 0; at < t->row_bytes; at += size) {
+        memcpy(row + at, &d, 2);
+        memcpy(row + at + 2, &d, 2);
+        memcpy(row + at + size - 2, &d, 2);
+    }
+}
+
+static void load(struct bench *b, const struct infer_state_config *state)
+{
+    for (uint32_t i = 0; i < b->plan.n_tensors; i++) {
+        const struct infer_tensor *t = &b->tensors[i];
+        uint8_t *rows = malloc(t->row_bytes * 64);
+        if (!rows)
+            fail("out of memory", 0);
+        for (uint64_t r = 0; r < 64 && r < t->n_rows; r++)
+            random_row(b, t, rows + r * t->row_bytes);
+        for (uint64_t r = 0; r < t->n_rows; r += 64)
+            b->api->tensor_write(b->model, i, r, t->n_rows - r < 64 ? t->n_rows - r : 64, rows);
+        free(rows);
+        b->decode_bytes += t->row_bytes * t->n_rows;
+    }
+    b->api->model_ready(b->model);
+}
+
+/* n rows from position on; one greedy output at the last. */
+static double step(struct bench *b, uint32_t position, uint32_t n)
+{
+    static int32_t tokens[INFER_STEP_ROWS_MAX];
+    struct infer_sampling sampling;
+    infer_sampling_default(&sampling);
+    sampling.temperature = 0;
+    for (uint32_t i = 0; i < n; i++)
+        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+    struct infer_batch_seq seq = {
+        .n_rows = n, .position = position, .n_pages = (position + n + 15) / 16, .pages = b->pages};
+    struct infer_batch_output output = {
+        .row = n - 1, .sample = 1, .target = -1, .sampling = &sampling};
+    struct infer_batch batch = {.n_rows = n,
+                                .n_seqs = 1,
+                                .n_outputs = 1,
+                                .tokens = tokens,
+                                .seqs = &seq,
+                                .outputs = &output};
+    double start = now();
+    int r = b->api->run(b->model, &batch);
+    if (r < 0)
+        fail("run", r);
+    return now() - start;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* Seconds of n steps of `rows` rows. The best tenth shows what the code can do on a machine that
+ * others use too. */
+static void report(const char *what, double *seconds, uint32_t n, uint32_t rows, double bytes)
+{
+    qsort(seconds, n, sizeof *seconds, by_value);
+    double median = rows / seconds[n / 2], best = rows / seconds[n / 10];
+    printf("%-12s %8.1f tok/s, best tenth %8.1f", what, median, best);
+    if (bytes > 0)
+        printf("   %.1f, %.1f GB/s of weights", bytes * median * 1e-9, bytes * best * 1e-9);
+    printf("\n");
+}
+
+static void measure(struct bench *b)
+{
+    double *prefill = calloc(b->repeats, sizeof *prefill);
+    double *decode = calloc((size_t)b->repeats * b->tokens, sizeof *decode);
+    uint32_t n = 0;
+    if (!prefill || !decode || !b->repeats || !b->tokens)
+        fail("nothing to measure", 0);
+    for (uint32_t i = 0; i < b->repeats; i++) {
+        prefill[i] = step(b, 0, 512);
+        for (uint32_t at = 512; at < b->depth; at += 512)
+            step(b, at, 512);
+        uint32_t start = b->depth < 512 ? 0 : b->depth;
+        for (uint32_t t = 0; t < b->tokens; t++)
+            decode[n++] = step(b, start + t, 1);
+    }
+    report("prefill 512", prefill, b->repeats, 512, 0);
+    report("decode", decode, n, 1, (double)b->decode_bytes);
+    free(prefill);
+    free(decode);
+}
+
+static uint32_t type_named(const char *name)
+{
+    for (uint32_t t = 0; t < 64; t++)
+        if (ref_type_known(t) && !strcasecmp(ref_type_name(t), name))
+            return t;
+    fail("unknown type", 0);
+    return 0;
+}
+
+static void take_shape(struct bench *b, const char *name)
+{
+    static const struct infer_shape unix46 = {12, 512, 1536, 16384, 8, 4, 64, 64, 4096, 1e-5f};
+    static const struct infer_shape unix7 = {6, 256, 768, 8192, 4, 2, 64, 64, 4096, 1e-5f};
+    static const struct infer_shape llama1 = {16, 2048, 8192, 128256, 32, 8, 64, 64, 4096, 1e-5f};
+    if (!strcmp(name, "1b")) {
+        b->shape = llama1;
+        b->type = INFER_TYPE_Q4_0;
+        b->head_type = INFER_TYPE_Q8_0;
+    } else if (!strcmp(name, "7m")) {
+        b->shape = unix7;
+        b->type = b->head_type = INFER_TYPE_BF16;
+    } else {
+        b->shape = unix46;
+        b->type = b->head_type = INFER_TYPE_Q6_K;
+    }
+}
+
+static void take_arguments(struct bench *b, int argc, char **argv)
+{
+    for (int i = 1; i + 1 < argc; i += 2) {
+        const char *key = argv[i], *value = argv[i + 1];
+        if (!strcmp(key, "--backend"))
+            b->path = value;
+        else if (!strcmp(key, "--shape"))
+            take_shape(b, value);
+        else if (!strcmp(key, "--type"))
+            b->type = b->head_type = type_named(value);
+        else if (!strcmp(key, "--head-type"))
+            b->head_type = type_named(value);
+        else if (!strcmp(key, "--threads"))
+            b->threads = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--options"))
+            b->options = value;
+        else if (!strcmp(key, "--depth"))
+            b->depth = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--tokens"))
+            b->tokens = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--repeats"))
+            b->repeats = (uint32_t)atoi(value);
+        else
+            fail(key, 0);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {.path = "build/inferd-backend-cpu.so",
+                      .options = "",
+                      .threads = 2,
+                      .tokens = 64,
+                      .repeats = 5,
+                      .seed = 88172645463325252u};
+    take_shape(&b, "unix");
+    take_arguments(&b, argc, argv);
+    void *so = dlopen(b.path, RTLD_NOW | RTLD_LOCAL);
+    if (!so)
+        fail(dlerror(), 0);
+    infer_backend_entry entry = NULL;
+    *(void **)&entry = dlsym(so, INFER_BACKEND_SYMBOL);
+    if (!entry)
+        fail("no backend", 0);
+    b.api = entry();
+    make_plan(&b);
+
+    uint32_t cpus[256];
+    for (uint32_t i = 0; i < 256; i++)
+        cpus[i] = i;
+    struct infer_host host = {.abi = INFER_BACKEND_ABI,
+                              .log = on_log,
+                              .memory_take = on_take,
+                              .memory_give = on_give,
+                              .cpus = cpus,
+                              .n_cpus = b.threads};
+    struct infer_state_config state = {.page_tokens = 16,
+                                       .n_pages = (b.depth + 512 + b.tokens) / 16 + 34,
+                                       .k_type = INFER_TYPE_F16,
+                                       .v_type = INFER_TYPE_F16,
+                                       .max_rows = 512,
+                                       .max_seqs = 8,
+                                       .max_outputs = 8};
+    b.pages = calloc(state.n_pages, sizeof *b.pages);
+    for (uint32_t i = 0; b.pages && i < state.n_pages; i++)
+        b.pages[i] = state.n_pages - 1 - i;
+    struct infer_backend *backend;
+    struct infer_device device;
+    int r = b.api->open(&host, b.options, &backend);
+    if (r < 0 || !b.pages)
+        fail("open", r);
+    r = b.api->model_open(backend, &b.plan, &state, &b.model);
+    if (r < 0)
+        fail(b.api->last_error(backend), r);
+    b.api->describe(backend, &device);
+    double start = now();
+    load(&b, &state);
+    printf("%s; %s, head %s: %.1f MB, laid out at %.2f GB/s\n", device.name, ref_type_name(b.type),
+           ref_type_name(b.head_type), 1e-6 * (double)b.decode_bytes,
+           1e-9 * (double)b.decode_bytes / (now() - start));
+    measure(&b);
+    b.api->model_close(b.model);
+    b.api->close(backend);
+    return 0;
+}

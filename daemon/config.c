@@ -242,6 +242,16 @@ static int take_v_type(struct parser *p, const char *name, const char *value)
     return take_cache_type(p, name, value, &p->config.v_type);
 }
 
+static int take_policy(struct parser *p, const char *name, const char *value)
+{
+    struct config *c = &p->config;
+    if (c->n_policies == CONFIG_POLICIES_MAX)
+        return report_fail(p->report, INFER_E_INVALID, "--%s: at most %u can be given", name,
+                           CONFIG_POLICIES_MAX);
+    c->policies[c->n_policies++] = value;
+    return 0;
+}
+
 static int take_event_loop(struct parser *p, const char *name, const char *value)
 {
     if (strcmp(value, "auto") == 0)
@@ -328,6 +338,9 @@ static const struct option_rule rules[] = {
      "memory for sequences, such as 4G (default 0: as needed)"},
     {"cache-type-k", "TYPE", take_k_type, "how keys are kept: f16 or q8_0 (default: f16)"},
     {"cache-type-v", "TYPE", take_v_type, "how values are kept: f16 or q8_0 (default: f16)"},
+    {"policy", "WHO:LIST", take_policy,
+     "limits of a user (name, uid or default):\nweight, running, waiting, tokens-per-minute, "
+     "pages, best;\nmay be repeated"},
     {"event-loop", "KIND", take_event_loop, "auto, io_uring or epoll (default: auto)"},
     {"spin-us", "N", take_spin, "microseconds the engine polls before it sleeps (default: 50)"},
     {"log-level", "LEVEL", take_log_level, "error, warning, info or debug (default: info)"},

@@ -19,6 +19,7 @@
 #define CONFIG_THREADS_MAX  1024u
 #define CONFIG_CONTEXT_MAX  (1u << 24)
 #define CONFIG_SPIN_US_MAX  1000000u
+#define CONFIG_POLICIES_MAX 64u
 #define CONFIG_PARALLEL_MAX INFER_STEP_SEQS_MAX
 
 enum config_action {
@@ -44,8 +45,10 @@ struct config {
     uint32_t threads;               /* 0: as the machine has cores */
     uint32_t n_context;             /* 0: the model's own */
     uint32_t parallel;
-    uint64_t state_memory_bytes; /* 0: derived */
-    uint32_t k_type, v_type;     /* INFER_TYPE_F16 or INFER_TYPE_Q8_0 */
+    uint64_t state_memory_bytes;               /* 0: derived */
+    uint32_t k_type, v_type;                   /* INFER_TYPE_F16 or INFER_TYPE_Q8_0 */
+    const char *policies[CONFIG_POLICIES_MAX]; /* for policy_parse(), in the order given */
+    uint32_t n_policies;
     enum loop_kind event_loop;
     int log_level; /* enum log_level */
     uint32_t spin_us;

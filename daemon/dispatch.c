@@ -125,8 +125,8 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
         job->slot = JOB_NO_SLOT;
     }
     job_finish(job, finish, code, text);
-    if (job->sequence != NULL) /* its pages are free from now on, whatever the client reads */
-        kv_sequence_trim(job->model->pool, &job->sequence->state, 0);
+    if (job->sequence != NULL) /* whatever the client has still to read */
+        engine_sequence_end(job->sequence);
     dispatch_hold(d, job);
     dispatch_flush(d, job);
 }
@@ -189,6 +189,19 @@ static void step_failed(struct dispatch *d, const struct engine_model *m, uint32
                             why);
 }
 
+/* A job's first step: what the cache has of its prompt need not run. */
+static void begin(struct dispatch *d, struct job *job, struct sched_work *work, uint64_t now_us)
+{
+    job->started_us = now_us;
+    uint32_t found = engine_sequence_begin(job->sequence);
+    if (found == 0)
+        return;
+    sched_found(d->sched, work->slot, found);
+    uint32_t owed = engine_sequence_rows(job->sequence);
+    if (work->n_rows > owed)
+        work->n_rows = owed;
+}
+
 /* True when there was something to run. */
 static bool run_step(struct dispatch *d)
 {
@@ -200,9 +213,9 @@ static bool run_step(struct dispatch *d)
     struct engine_model *m = &d->config.models[model];
     for (uint32_t i = 0; i < n; i++) {
         struct job *job = d->by_slot[d->plan[i].slot];
-        d->work[i] = (struct engine_work){job->sequence, d->plan[i].n_rows};
         if (job->started_us == 0)
-            job->started_us = from;
+            begin(d, job, &d->plan[i], from);
+        d->work[i] = (struct engine_work){job->sequence, d->plan[i].n_rows};
     }
     int rc = engine_step(m, d->work, n);
     if (rc < 0) {
@@ -210,10 +223,9 @@ static bool run_step(struct dispatch *d)
         return true;
     }
     uint64_t to = clock_us();
-    dispatch_count_step(d, d->work, n, from, to);
-    for (uint32_t i = 0; i < n; i++) {
+    dispatch_count_step(d, model, n, from, to);
+    for (uint32_t i = 0; i < n; i++)
         after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
-    }
     return true;
 }
 
@@ -339,6 +351,41 @@ static void publish(struct dispatch *d)
             session_publish(client->session);
 }
 
+/* ---- ten times a second -----------------------------------------------------------------------
+ */
+
+static void tell_position(struct dispatch *d, struct job *job, uint64_t now_us)
+{
+    uint32_t position = sched_position(d->sched, job->slot);
+    if (position == job->position || job->stalled || job->phase != JOB_RUNNING)
+        return;
+    uint64_t start = sched_estimate_us(d->sched, job->slot, now_us);
+    job->position = position;
+    job->start_us = start > now_us ? start - now_us : 0;
+    job->queued_due = true;
+    dispatch_flush(d, job);
+}
+
+/* Those that wait hear how the queue moves, and end when their deadline is over; the status page
+ * shows what runs. An idle daemon does none of this and does not wake up for it. */
+static void tick(struct dispatch *d, uint64_t now_us)
+{
+    struct sched_counts counts = sched_count(d->sched);
+    d->tick_us = now_us + DISPATCH_TICK_US;
+    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX && counts.n_waiting > 0; slot++) {
+        struct job *job = d->by_slot[slot];
+        if (job == NULL || job->started_us != 0)
+            continue;
+        counts.n_waiting--;
+        if (job->deadline_us != 0 && now_us > job->deadline_us)
+            dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_DEADLINE,
+                            "it waited until its deadline");
+        else if (job->wants_queue)
+            tell_position(d, job, now_us);
+    }
+    dispatch_write_page(d, now_us);
+}
+
 /* ---- sleeping -------------------------------------------------------------------------------- */
 
 static bool pending(const struct dispatch *d)
@@ -371,6 +418,8 @@ static void sleep_until_woken(struct dispatch *d)
 {
     unsigned seen = atomic_load_explicit(&d->wake, memory_order_seq_cst);
     bool came = false;
+    if (d->page_stale)
+        dispatch_write_page(d, clock_us()); /* idle from here on: the page says so */
     atomic_store_explicit(&d->asleep, true, memory_order_seq_cst);
     for (struct client *client = d->clients; client != NULL; client = client->next)
         came |= !client->closed && session_sleep(client->session);
@@ -430,6 +479,9 @@ static void *engine_main(void *arg)
             publish(d); /* QUEUED must not wait for the step */
         busy |= run_step(d);
         publish(d);
+        uint64_t now = clock_us();
+        if (now >= d->tick_us)
+            tick(d, now);
         if (!busy && !spin(d))
             sleep_until_woken(d);
     }
@@ -476,7 +528,8 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     struct sched_config sched = {.max_sequences = INFER_SEQUENCES_MAX,
                                  .max_running = config->max_running,
                                  .step_rows = config->step_rows,
-                                 .n_models = config->n_models};
+                                 .n_models = config->n_models,
+                                 .policy = config->policy};
     d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);
     d->plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->plan);
     d->work = calloc(INFER_STEP_SEQS_MAX, sizeof *d->work);
@@ -487,8 +540,14 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     }
     for (uint32_t i = 0; i < config->n_models; i++)
         sched_set_pages(d->sched, i, config->models[i].state.n_pages);
+    dispatch_write_page(d, d->start_us);
     *ret = d;
     return 0;
+}
+
+int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_policy *policy)
+{
+    return sched_set_policy(d->sched, uid, policy);
 }
 
 int dispatch_start(struct dispatch *d)

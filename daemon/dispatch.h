@@ -16,6 +16,8 @@
 #include "engine/engine.h"
 #include "io/loop.h"
 #include "proto/session.h"
+#include "proto/status_page.h"
+#include "sched/sched.h"
 
 struct dispatch;
 struct connection; /* server.c's */
@@ -25,15 +27,19 @@ struct dispatch_config {
     uint32_t n_models;
     uint32_t max_running;
     uint32_t step_rows;
-    uint32_t spin_us; /* how long the engine thread polls before it sleeps */
-    int cpu;          /* where the engine thread runs, beside the backend's workers; -1: anywhere */
+    struct sched_policy policy; /* of every user that has none of his own */
+    uint32_t spin_us;           /* how long the engine thread polls before it sleeps */
+    int cpu; /* where the engine thread runs, beside the backend's workers; -1: anywhere */
     struct loop *loop;
+    struct status_page *page; /* written ten times a second while anything runs */
     /* Called on the event thread. */
     void (*on_close)(struct connection *c); /* we ended this session: hang up */
     void (*on_free)(struct connection *c);  /* the last use of its session is over */
 };
 
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);
+/* A user's own policy; before dispatch_start(). Negative: see sched_set_policy(). */
+int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_policy *policy);
 /* Starts the engine and preparing threads. */
 int dispatch_start(struct dispatch *d);
 /* Ends every request with SHUTDOWN, closes every session, joins the threads. */

@@ -19,6 +19,8 @@
 #define DISPATCH_INLINE_BYTES_MAX 2048u
 /* A client that leaves its ring full for so long loses the request. */
 #define DISPATCH_SLOW_READER_US 20000000u
+/* How often the queue's news and the status page go out while anything runs. */
+#define DISPATCH_TICK_US 100000u
 /* Requests taken from one ring before the others get their turn. */
 #define DISPATCH_POLLS_PER_TURN 32u
 
@@ -77,6 +79,9 @@ struct dispatch {
     uint32_t n_sessions;
     uint64_t n_requests, n_failed, n_prompt_tokens, n_tokens, n_steps, start_us;
     struct second seconds[DISPATCH_SECONDS];
+    uint64_t tick_us; /* when the next tick is due */
+    bool page_stale;  /* something ran since the status page was written */
+    struct infer_page page;
 };
 
 /* dispatch.c */
@@ -95,7 +100,8 @@ void dispatch_drop(struct dispatch *d, struct job *job);
 /* dispatch_status.c */
 int dispatch_models(const struct dispatch *d, struct job *job);
 int dispatch_status(const struct dispatch *d, struct job *job);
-void dispatch_count_step(struct dispatch *d, const struct engine_work *work, uint32_t n,
-                         uint64_t from_us, uint64_t to_us);
+void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
+                         uint64_t to_us);
+void dispatch_write_page(struct dispatch *d, uint64_t now_us);
 
 #endif

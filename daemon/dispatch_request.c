@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* ---- a job's place in the daemon ------------------------------------------------------------- */
 
@@ -81,13 +82,46 @@ static int choose_model(const struct dispatch *d, struct job *job)
 
 /* ---- starting -------------------------------------------------------------------------------- */
 
+static enum sched_class class_of(uint32_t priority)
+{
+    return priority == INFER_PRIORITY_INTERACTIVE ? SCHED_CLASS_INTERACTIVE
+           : priority == INFER_PRIORITY_BATCH     ? SCHED_CLASS_BATCH
+                                                  : SCHED_CLASS_NORMAL;
+}
+
+/* What the scheduler did not take, as an error with the limit's name. */
+static void refuse_sequence(struct dispatch *d, struct job *job, int rc, enum sched_limit limit,
+                            uint32_t n_pages)
+{
+    static const char *const names[] = {"", "waiting requests", "tokens a minute", "users at once"};
+    char text[INFER_DETAIL_MAX];
+    int code = INFER_E_QUEUE_FULL;
+
+    job->queued_due = false;
+    if (rc == -E2BIG) {
+        code = INFER_E_NO_MEMORY;
+        snprintf(
+            text, sizeof text,
+            "it may need %u pages of sequence state, there are %u, and a policy may allow less; "
+            "ask for fewer tokens or start the daemon with a larger --state-memory",
+            n_pages, job->model->state.n_pages);
+    } else if (rc == -EDQUOT) {
+        code = INFER_E_QUOTA;
+        snprintf(text, sizeof text, "the limit of %s is reached%s", names[limit],
+                 limit == SCHED_LIMIT_TOKENS ? "; wait a minute" : "");
+    } else {
+        snprintf(text, sizeof text, "%u requests are known already", INFER_SEQUENCES_MAX);
+    }
+    dispatch_finish(d, job, INFER_FINISH_ERROR, code, text);
+}
+
 static void start_sequence(struct dispatch *d, struct job *job)
 {
-    if (job_start(job) < 0) {
+    if (job_start(job, job->client->session) < 0) {
         dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
         return;
     }
-    job->queued_due = job->ask.op == INFER_ABI_GENERATE;
+    job->wants_queue = job->queued_due = job->ask.op == INFER_ABI_GENERATE;
     uint32_t rows = engine_sequence_rows(job->sequence);
     if (rows == 0) {
         dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
@@ -96,25 +130,20 @@ static void start_sequence(struct dispatch *d, struct job *job)
     struct sched_request r = {.model = job->model_index,
                               .uid = session_peer(job->client->session)->uid,
                               .n_rows = rows,
-                              .n_pages = engine_sequence_pages(job->sequence)};
-    int rc = sched_add(d->sched, &r, job->admitted_us, &job->slot);
+                              .n_pages = engine_sequence_pages(job->sequence),
+                              .class = class_of(job->priority),
+                              .deadline_us = job->deadline_us};
+    enum sched_limit limit = SCHED_LIMIT_NONE;
+    int rc = sched_add(d->sched, &r, job->admitted_us, &job->slot, &limit);
     if (rc < 0) {
-        char text[INFER_DETAIL_MAX];
         job->slot = JOB_NO_SLOT;
-        if (rc == -E2BIG)
-            snprintf(
-                text, sizeof text,
-                "it may need %u pages of sequence state, there are %u; ask for fewer tokens or "
-                "start the daemon with a larger --state-memory",
-                r.n_pages, job->model->state.n_pages);
-        else
-            snprintf(text, sizeof text, "%u requests are known already", INFER_SEQUENCES_MAX);
-        dispatch_finish(d, job, INFER_FINISH_ERROR,
-                        rc == -E2BIG ? INFER_E_NO_MEMORY : INFER_E_QUEUE_FULL, text);
+        refuse_sequence(d, job, rc, limit, r.n_pages);
         return;
     }
     d->by_slot[job->slot] = job;
     job->phase = JOB_RUNNING;
+    uint64_t start = sched_estimate_us(d->sched, job->slot, job->admitted_us);
+    job->start_us = start > job->admitted_us ? start - job->admitted_us : 0;
     job->position = sched_position(d->sched, job->slot);
     dispatch_flush(d, job);
 }
@@ -147,6 +176,48 @@ static void prepare(struct dispatch *d, struct job *job)
     dispatch_prepared(d, job);
 }
 
+/* ---- ending ---------------------------------------------------------------------------------- */
+
+static struct job *find_job(const struct client *client, uint32_t request)
+{
+    struct job *job = client->jobs;
+    while (job != NULL && job->request != request)
+        job = job->next;
+    return job;
+}
+
+static void cancel(struct dispatch *d, struct client *client, uint32_t request)
+{
+    struct job *job = find_job(client, request);
+    if (job == NULL || job->phase == JOB_DRAINING)
+        return; /* it is over; its DONE is on the way */
+    if (job->phase == JOB_PREPARING)
+        job->cancelled = true;
+    else
+        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
+}
+
+/* Ends another request by its daemon-wide id. Who may not end it does not learn that it exists. */
+static void end_request(struct dispatch *d, struct job *job)
+{
+    uid_t uid = session_peer(job->client->session)->uid;
+    bool any = uid == 0 || uid == geteuid();
+    for (struct client *client = d->clients; client != NULL; client = client->next)
+        for (struct job *other = client->jobs; other != NULL; other = other->next) {
+            if (other->id != job->ask.target || other == job ||
+                !(any || session_peer(client->session)->uid == uid))
+                continue;
+            if (other->phase == JOB_RUNNING) /* may free it */
+                dispatch_finish(d, other, INFER_FINISH_CANCEL, INFER_E_CANCELLED,
+                                "it was ended by its id");
+            else
+                cancel(d, client, other->request);
+            dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
+            return;
+        }
+    dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_NOT_FOUND, "no request has this id");
+}
+
 /* What is answered without tokens: 1 when the job was finished here. */
 static int answer_at_once(struct dispatch *d, struct job *job)
 {
@@ -158,6 +229,10 @@ static int answer_at_once(struct dispatch *d, struct job *job)
     case INFER_ABI_MODELS:
         rc = dispatch_models(d, job);
         break;
+    case INFER_ABI_END:
+        job->phase = JOB_DRAINING;
+        end_request(d, job);
+        return 1;
     default:
         return 0;
     }
@@ -172,14 +247,6 @@ static void refuse(struct dispatch *d, struct job *job, int code, const char *te
 }
 
 /* ---- records --------------------------------------------------------------------------------- */
-
-static struct job *find_job(const struct client *client, uint32_t request)
-{
-    struct job *job = client->jobs;
-    while (job != NULL && job->request != request)
-        job = job->next;
-    return job;
-}
 
 /* The job that stands for a record, admitted or not; NULL only when memory is out. */
 static struct job *new_job(struct dispatch *d, struct client *client, struct session_request *r)
@@ -204,6 +271,9 @@ static struct job *new_job(struct dispatch *d, struct client *client, struct ses
     job->payload_bytes = r->payload_bytes;
     job->id = ++d->next_id;
     job->admitted_us = clock_us();
+    job->priority = job->ask.priority;
+    if (job->ask.deadline_ms != 0)
+        job->deadline_us = job->admitted_us + 1000ull * job->ask.deadline_ms;
     link_job(client, job);
     dispatch_hold(d, job);
     d->n_requests++;
@@ -231,17 +301,6 @@ static void submit(struct dispatch *d, struct client *client, struct session_req
         else
             prepare(d, job);
     }
-}
-
-static void cancel(struct dispatch *d, struct client *client, uint32_t request)
-{
-    struct job *job = find_job(client, request);
-    if (job == NULL || job->phase == JOB_DRAINING)
-        return; /* it is over; its DONE is on the way */
-    if (job->phase == JOB_PREPARING)
-        job->cancelled = true;
-    else
-        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
 }
 
 bool dispatch_poll(struct dispatch *d, struct client *client)

@@ -79,11 +79,9 @@ static void fill_speeds(const struct dispatch *d, struct infer_status *s)
         s->tokens_per_s = 1e6 * (double)sum.tokens / (double)sum.tokens_us;
 }
 
-int dispatch_status(const struct dispatch *d, struct job *job)
+static void fill_status(const struct dispatch *d, struct infer_status *s)
 {
-    struct infer_status *s = calloc(1, sizeof *s);
-    if (s == NULL)
-        return -INFER_E_OUT_OF_MEMORY;
+    memset(s, 0, sizeof *s);
     struct sched_counts counts = sched_count(d->sched);
     s->bytes = sizeof *s;
     s->pid = (uint32_t)getpid();
@@ -110,16 +108,87 @@ int dispatch_status(const struct dispatch *d, struct job *job)
     s->n_tokens = d->n_tokens;
     s->n_steps = d->n_steps;
     fill_speeds(d, s);
+}
+
+int dispatch_status(const struct dispatch *d, struct job *job)
+{
+    struct infer_status *s = malloc(sizeof *s);
+    if (s == NULL)
+        return -INFER_E_OUT_OF_MEMORY;
+    fill_status(d, s);
     job->result_what = INFER_ABI_STATUS_RECORD;
     job->result = (uint8_t *)s;
     job->result_bytes = sizeof *s;
     return 0;
 }
 
-/* A step that mixes prompt rows and decode rows is charged to both by their number. */
-void dispatch_count_step(struct dispatch *d, const struct engine_work *work, uint32_t n,
-                         uint64_t from_us, uint64_t to_us)
+static uint32_t state_of(const struct job *job)
 {
+    if (job->started_us == 0)
+        return INFER_SEQUENCE_WAITING;
+    if (job->stalled)
+        return INFER_SEQUENCE_PARKED;
+    return engine_sequence_rows(job->sequence) > 1 ? INFER_SEQUENCE_PREFILL : INFER_SEQUENCE_DECODE;
+}
+
+static void fill_sequence(const struct dispatch *d, const struct job *job, uint64_t now_us,
+                          struct infer_page_sequence *ret)
+{
+    const struct peer *peer = session_peer(job->client->session);
+    const struct engine_sequence *s = job->sequence;
+
+    *ret = (struct infer_page_sequence){.id = job->id,
+                                        .uid = peer->uid,
+                                        .pid = (uint32_t)peer->pid,
+                                        .model = job->model_index,
+                                        .state = state_of(job),
+                                        .priority = job->priority,
+                                        .n_prompt = s->n_prompt,
+                                        .n_cached = s->n_cached,
+                                        .n_tokens = s->n_generated,
+                                        .n_pages = s->state.n_pages,
+                                        .age_us = now_us - job->admitted_us};
+    if (ret->state == INFER_SEQUENCE_WAITING)
+        ret->position = sched_position(d->sched, job->slot);
+    memcpy(ret->client, peer->client, sizeof ret->client);
+}
+
+static uint32_t fill_users(const struct dispatch *d, struct infer_page_user *ret)
+{
+    struct sched_user_counts users[INFER_PAGE_USERS];
+    uint32_t n = sched_users(d->sched, users, INFER_PAGE_USERS);
+    if (n > INFER_PAGE_USERS)
+        n = INFER_PAGE_USERS;
+    for (uint32_t i = 0; i < n; i++)
+        ret[i] = (struct infer_page_user){.uid = users[i].uid,
+                                          .weight = users[i].weight,
+                                          .n_running = users[i].n_running,
+                                          .n_waiting = users[i].n_waiting,
+                                          .n_pages = users[i].n_pages,
+                                          .n_prompt_tokens = users[i].n_prefill_rows,
+                                          .n_tokens = users[i].n_decode_rows};
+    return n;
+}
+
+void dispatch_write_page(struct dispatch *d, uint64_t now_us)
+{
+    struct infer_page *page = &d->page;
+    fill_status(d, &page->status);
+    page->written_us = now_us;
+    page->n_sequences = 0;
+    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX; slot++)
+        if (d->by_slot[slot] != NULL && page->n_sequences < INFER_PAGE_SEQUENCES)
+            fill_sequence(d, d->by_slot[slot], now_us, &page->sequences[page->n_sequences++]);
+    page->n_users = fill_users(d, page->users);
+    d->page_stale = page->n_sequences > 0;
+    status_page_write(d->config.page, page);
+}
+
+/* A step that mixes prompt rows and decode rows is charged to both by their number. */
+void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
+                         uint64_t to_us)
+{
+    const struct engine_work *work = d->work;
     uint64_t prompt = 0, drawn = 0;
     for (uint32_t i = 0; i < n; i++) {
         const struct engine_sequence *s = work[i].sequence;
@@ -139,4 +208,6 @@ void dispatch_count_step(struct dispatch *d, const struct engine_work *work, uin
     x->tokens_us += took * drawn / (prompt + drawn);
     d->n_prompt_tokens += prompt;
     d->n_steps++;
+    d->page_stale = true;
+    sched_measured(d->sched, model, (uint32_t)prompt, (uint32_t)drawn, took);
 }

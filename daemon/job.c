@@ -146,13 +146,14 @@ void job_prepare(struct job *job)
 
 /* ---- running --------------------------------------------------------------------------------- */
 
-int job_start(struct job *job)
+int job_start(struct job *job, const struct session *session)
 {
     struct stop_string stops[INFER_STOPS_MAX];
     for (uint32_t i = 0; i < job->ask.n_stops; i++)
         stops[i] = (struct stop_string){job->ask.stops[i].data, job->ask.stops[i].bytes};
     struct engine_request r = {
         .kind = job->ask.op == INFER_ABI_SCORE ? ENGINE_SCORE : ENGINE_GENERATE,
+        .domain = session_peer(session)->uid,
         .tokens = job->tokens.ids,
         .n_tokens = (uint32_t)job->tokens.n,
         .sampling = &job->ask.sampling,
@@ -264,6 +265,7 @@ static int flush_done(struct job *job, struct session *session)
     if (s != NULL) {
         done.n_prompt = s->n_prompt;
         done.n_tokens = s->n_generated;
+        done.n_prompt_cached = s->n_found;
     }
     if (job->started_us != 0)
         done.queue_us = job->started_us - job->admitted_us;
@@ -279,8 +281,8 @@ int job_flush(struct job *job, struct session *session)
 {
     int rc = 0;
     if (job->queued_due) {
-        rc = session_put_queued(session, job->request, job->id,
-                                job->sequence != NULL ? job->sequence->n_prompt : 0, job->position);
+        rc = session_put_queued(session, job->request, job->id, job->sequence->n_prompt,
+                                job->position, job->start_us);
         if (rc < 0)
             return rc;
         job->queued_due = false;

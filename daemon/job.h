@@ -36,7 +36,9 @@ struct job {
     struct admit_request ask;
     struct engine_model *model; /* NULL for STATUS and MODELS */
     uint32_t model_index;
-    bool cancelled; /* while it was being prepared */
+    uint32_t priority;
+    uint64_t deadline_us; /* absolute; 0: none */
+    bool cancelled;       /* while it was being prepared */
     bool stalled;
     uint64_t stalled_since_us;
 
@@ -48,7 +50,9 @@ struct job {
 
     /* due to the client */
     bool queued_due, token_due, done_due;
-    uint32_t position;
+    uint32_t position; /* as last told */
+    uint64_t start_us; /* estimate that goes with it */
+    bool wants_queue;  /* GENERATE: QUEUED events while it waits */
     size_t text_sent;
     uint32_t result_what; /* enum infer_abi_result; 0: none */
     uint8_t *result;
@@ -67,7 +71,7 @@ void job_free(struct job *job);
 void job_prepare(struct job *job);
 
 /* Makes the sequence of a prepared GENERATE or SCORE. Negative: job->report says why. */
-int job_start(struct job *job);
+int job_start(struct job *job, const struct session *session);
 
 /* Everything is known: what follows is DONE. code 0: it went well. text may be NULL: the report's
  * own, if it holds that code. */

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define PAGE_TOKENS      16u
 #define STATE_TOKENS_MIN 512u
@@ -174,25 +175,28 @@ int loader_load(const char *name, const char *path, const struct backend *backen
     int rc = gguf_open(path, &g, report);
     if (rc < 0)
         return rc;
-    struct engine_model m = {.api = backend->api, .backend = backend->instance};
+    struct engine_model *m = ret; /* the page ledger keeps its address */
+    *m = (struct engine_model){.api = backend->api, .backend = backend->instance};
     struct infer_device device;
     backend->api->describe(backend->instance, &device);
-    snprintf(m.name, sizeof m.name, "%s", name);
-    snprintf(m.backend_name, sizeof m.backend_name, "%s: %.50s", backend->api->name, device.name);
+    if (getrandom(m->page_key, sizeof m->page_key, 0) != sizeof m->page_key)
+        rc = report_fail(report, INFER_E_INTERNAL, "the system gives no random numbers");
+    snprintf(m->name, sizeof m->name, "%s", name);
+    snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", backend->api->name, device.name);
 
-    rc = plan_new(g, &m.plan, report);
     if (rc == 0)
-        rc = tokenizer_new(g, &m.tokenizer, report);
-    if (rc == 0 && chat_template_new(g, &m.chat, &m.chat_report) < 0)
-        m.chat = NULL; /* only requests with messages need it; they get the report */
+        rc = plan_new(g, &m->plan, report);
     if (rc == 0)
-        rc = open_on_backend(g, &m, backend, options, report);
+        rc = tokenizer_new(g, &m->tokenizer, report);
+    if (rc == 0 && chat_template_new(g, &m->chat, &m->chat_report) < 0)
+        m->chat = NULL; /* only requests with messages need it; they get the report */
+    if (rc == 0)
+        rc = open_on_backend(g, m, backend, options, report);
     gguf_free(g);
     if (rc < 0) {
-        engine_model_done(&m);
+        engine_model_done(m);
         name_file(path, report);
         return rc;
     }
-    *ret = m;
     return 0;
 }

@@ -19,7 +19,8 @@ struct loader_options {
     void *progress_ctx;
 };
 
-/* Fills *ret; the caller ends it with engine_model_done(). Codes MODEL_*, OUT_OF_MEMORY. */
+/* Fills *ret, which may not move afterwards; the caller ends it with engine_model_done(). On
+ * failure it is zeroed. Codes MODEL_*, OUT_OF_MEMORY. */
 int loader_load(const char *name, const char *path, const struct backend *backend,
                 const struct loader_options *options, struct engine_model *ret,
                 struct report *report);

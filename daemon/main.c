@@ -11,6 +11,7 @@
 #include "inspect.h"
 #include "loader.h"
 #include "memory.h"
+#include "policy.h"
 #include "server.h"
 #include "topology.h"
 
@@ -33,6 +34,8 @@ struct daemon {
     struct engine_model models[INFER_MODELS_MAX];
     uint32_t n_models;
     struct dispatch *dispatch;
+    struct status_page *page;
+    struct sched_policy everybody;
 };
 
 static int exit_status(int code)
@@ -134,26 +137,60 @@ static int load_model(struct daemon *d, const struct config_model *from, struct 
     return 0;
 }
 
+/* The last policy of "default", if there is one. */
+static int default_policy(const struct config *c, struct sched_policy *ret, struct report *report)
+{
+    struct policy p;
+    for (uint32_t i = 0; i < c->n_policies; i++) {
+        if (policy_parse(c->policies[i], &p, report) < 0)
+            return -report->code;
+        if (p.is_default)
+            *ret = p.sched;
+    }
+    return 0;
+}
+
+static int set_policies(struct daemon *d, struct report *report)
+{
+    struct policy p;
+    for (uint32_t i = 0; i < d->config->n_policies; i++) {
+        if (policy_parse(d->config->policies[i], &p, report) < 0)
+            return -report->code;
+        if (!p.is_default && dispatch_set_policy(d->dispatch, p.uid, &p.sched) < 0)
+            return report_fail(report, INFER_E_INVALID, "--policy: too many users");
+    }
+    return 0;
+}
+
 static int start_serving(struct daemon *d, struct report *report)
 {
     struct dispatch_config config = {.models = d->models,
                                      .n_models = d->n_models,
                                      .max_running = d->config->parallel,
                                      .step_rows = INFER_STEP_ROWS_MAX,
+                                     .policy = d->everybody,
                                      .spin_us = d->config->spin_us,
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
                                      .on_close = server_on_close,
                                      .on_free = server_on_free};
-    if (dispatch_new(&config, &d->dispatch) < 0 || dispatch_start(d->dispatch) < 0 ||
-        server_start(d->server, d->dispatch) < 0)
+    if (status_page_new(&d->page) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "the status page cannot be made");
+    config.page = d->page;
+    if (dispatch_new(&config, &d->dispatch) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the queues");
+    if (set_policies(d, report) < 0)
+        return -report->code;
+    if (dispatch_start(d->dispatch) < 0 || server_start(d->server, d->dispatch, d->page) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "the daemon's threads cannot start");
     return 0;
 }
 
 static int start(struct daemon *d, struct report *report)
 {
-    int rc = start_loop(d, report);
+    int rc = default_policy(d->config, &d->everybody, report);
+    if (rc == 0)
+        rc = start_loop(d, report);
     if (rc == 0 && topology_discover(&d->topology, NULL) < 0)
         rc = report_fail(report, INFER_E_INTERNAL, "hwloc cannot read this machine's topology");
     if (rc == 0)
@@ -184,6 +221,7 @@ static void stop(struct daemon *d)
         server_free(d->server);
     if (d->dispatch != NULL)
         dispatch_free(d->dispatch);
+    status_page_free(d->page);
     for (uint32_t i = 0; i < d->n_models; i++)
         engine_model_done(&d->models[i]);
     if (d->backend.api != NULL)

@@ -44,6 +44,7 @@ struct connection {
 struct server {
     struct loop *loop;
     struct dispatch *dispatch;
+    const struct status_page *page; /* its descriptor goes to every client */
     struct loop_watch *accept_watch;
     bool hello_timer; /* armed while somebody has not said hello: an idle daemon has no timer */
     struct connection *connections;
@@ -234,7 +235,8 @@ static void shake_hands(struct connection *c, const void *hello, size_t bytes)
     struct session *session;
     if (++s->next_session == 0)
         s->next_session = 1;
-    if (peer_handshake(c->fd, &c->peer, hello, bytes, s->next_session, 0, &session) < 0) {
+    if (peer_handshake(c->fd, &c->peer, hello, bytes, s->next_session, 0, status_page_fd(s->page),
+                       &session) < 0) {
         hang_up(c);
         return;
     }
@@ -262,7 +264,7 @@ static void turn_away(int fd, const struct peer *peer)
                                     .bytes = sizeof hello,
                                     .version_min = INFER_ABI_VERSION_MIN,
                                     .version_max = INFER_ABI_VERSION};
-    peer_handshake(fd, peer, &hello, sizeof hello, 0, INFER_E_SESSIONS_FULL, &none);
+    peer_handshake(fd, peer, &hello, sizeof hello, 0, INFER_E_SESSIONS_FULL, -1, &none);
     close(fd);
 }
 
@@ -340,9 +342,10 @@ static void on_accept(void *ctx, int fd)
     arm_hello_timer(s);
 }
 
-int server_start(struct server *s, struct dispatch *d)
+int server_start(struct server *s, struct dispatch *d, const struct status_page *page)
 {
     s->dispatch = d;
+    s->page = page;
     return loop_accept(s->loop, s->listen_fd, on_accept, s, &s->accept_watch);
 }
 

@@ -14,7 +14,7 @@ struct server;
 int server_new(struct loop *loop, const char *socket_path, struct server **ret,
                struct report *report);
 /* Begins to accept. */
-int server_start(struct server *s, struct dispatch *d);
+int server_start(struct server *s, struct dispatch *d, const struct status_page *page);
 /* Stops accepting; connections go on. */
 void server_stop(struct server *s);
 /* After dispatch_stop(): closes what is left and removes the socket. */

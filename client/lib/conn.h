@@ -39,6 +39,8 @@ struct link {
     int socket;
     int fd[INFER_ABI_FDS]; /* in the order of abi.h; the memory files are closed once mapped */
     void *request_map, *token_map;
+    const struct infer_status_page *status; /* NULL: an older daemon has none */
+    size_t status_bytes;                    /* of the mapping */
     uint32_t request_bytes, token_bytes;
     struct infer_abi_client_words *client;
     const struct infer_abi_daemon_words *daemon;
@@ -197,9 +199,17 @@ int send_cancel(struct infer_conn *c, uint32_t id);
 
 /* ---- submit.c -------------------------------------------------------------------------------- */
 
-/* infer_submit() with what the one-shot calls need on top. */
-int submit_request(struct infer_conn *c, const struct infer_request *request, uint32_t n_top,
-                   bool private_call, uint32_t *ret_id);
+/* A request with what the one-shot calls need on top. */
+struct ask {
+    const struct infer_request *request; /* as its caller knows it: look at its `bytes` */
+    uint32_t n_top;
+    uint64_t target;
+};
+
+/* The request with zeroes for what its caller does not know; false: less than its first form. */
+bool submit_known(const struct infer_request *request, struct infer_request *ret);
+int submit_request(struct infer_conn *c, const struct ask *ask, bool private_call,
+                   uint32_t *ret_id);
 
 /* ---- receive.c: the consumer of the token ring ----------------------------------------------- */
 

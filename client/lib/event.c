@@ -7,6 +7,7 @@
  * memory. */
 #include "conn.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,14 +26,18 @@ static void begin_event(struct infer_event *ret, uint32_t kind, uint32_t request
 static int decode_queued(struct request *r, const struct record *record, struct infer_event *ret)
 {
     struct infer_abi_queued queued;
-    if (record->u.head.bytes < sizeof queued)
+    uint32_t bytes = record->u.head.bytes;
+    if (bytes < offsetof(struct infer_abi_queued, start_us)) /* its first form */
         return -INFER_E_PROTOCOL;
-    memcpy(&queued, record->u.bytes, sizeof queued);
-    if (queued.n_prompt <= PROMPT_BYTES_MAX / sizeof(int32_t))
+    memset(&queued, 0, sizeof queued);
+    memcpy(&queued, record->u.bytes, bytes < sizeof queued ? bytes : sizeof queued);
+    /* It comes again when the request moves; the prompt that is being gathered keeps its size. */
+    if (r->prompt == NULL && queued.n_prompt <= PROMPT_BYTES_MAX / sizeof(int32_t))
         r->prompt_bytes = queued.n_prompt * (uint32_t)sizeof(int32_t);
     begin_event(ret, INFER_EVENT_QUEUED, r->id);
     ret->id = queued.id;
     ret->position = queued.position;
+    ret->start_us = queued.start_us;
     ret->n_prompt = queued.n_prompt;
     return 1;
 }

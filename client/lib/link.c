@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 #define HANDSHAKE_S 5
-#define FDS_SEEN    16 /* descriptors that one message could bring; all but four are closed */
+#define FDS_SEEN    16 /* descriptors that one message could bring; unknown ones are closed */
+#define FDS_MIN     4  /* of the first daemons, which had no status page */
 
 char *link_choose_socket(const char *wanted)
 {
@@ -152,19 +153,41 @@ static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, 
     return n;
 }
 
-static int map_file(int fd, uint32_t ring_bytes, int protection, void **ret)
+/* At least `bytes` of the file, at most `bytes_max`; the number of bytes mapped, or 0. */
+static size_t map_file(int fd, size_t bytes, size_t bytes_max, int protection, void **ret)
 {
     struct stat about;
-    size_t bytes = INFER_ABI_DATA_OFFSET + (size_t)ring_bytes;
     int seals = fcntl(fd, F_GET_SEALS);
     if (fstat(fd, &about) < 0 || about.st_size < (off_t)bytes || seals < 0 ||
         (seals & F_SEAL_SHRINK) == 0)
-        return -1;
-    void *map = mmap(NULL, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
+        return 0;
+    if (about.st_size < (off_t)bytes_max)
+        bytes_max = (size_t)about.st_size;
+    void *map = mmap(NULL, bytes_max, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (map == MAP_FAILED)
-        return -1;
+        return 0;
     *ret = map;
-    return 0;
+    return bytes_max;
+}
+
+static bool map_ring(int fd, uint32_t ring_bytes, int protection, void **ret)
+{
+    size_t bytes = INFER_ABI_DATA_OFFSET + (size_t)ring_bytes;
+    return map_file(fd, bytes, bytes, protection, ret) > 0;
+}
+
+/* A newer daemon's page is longer, an older one's shorter: what both know is used. */
+static bool map_status(struct link *link)
+{
+    void *map;
+    if (link->fd[4] < 0)
+        return true;
+    link->status_bytes = map_file(link->fd[4], offsetof(struct infer_status_page, page),
+                                  sizeof(struct infer_status_page), PROT_READ, &map);
+    if (link->status_bytes == 0)
+        return false;
+    link->status = map;
+    return true;
 }
 
 static bool ring_size_ok(uint32_t n, uint32_t min, uint32_t max)
@@ -180,17 +203,18 @@ static int map_link(struct link *link, const struct infer_abi_welcome *welcome)
         return -1;
     link->request_bytes = welcome->request_ring_bytes;
     link->token_bytes = welcome->token_ring_bytes;
-    if (map_file(link->fd[0], link->request_bytes, PROT_READ | PROT_WRITE, &link->request_map) < 0)
+    if (!map_ring(link->fd[0], link->request_bytes, PROT_READ | PROT_WRITE, &link->request_map) ||
+        !map_ring(link->fd[1], link->token_bytes, PROT_READ, &link->token_map) || !map_status(link))
         return -1;
-    if (map_file(link->fd[1], link->token_bytes, PROT_READ, &link->token_map) < 0)
-        return -1;
-    for (int i = 0; i < 2; i++) {
-        close(link->fd[i]);
-        link->fd[i] = -1;
+    for (int i = 0; i < INFER_ABI_FDS; i++) {
+        if (i == 2 || i == 3) { /* doorbell and bell */
+            if (fcntl(link->fd[i], F_SETFL, O_NONBLOCK) < 0)
+                return -1;
+        } else if (link->fd[i] >= 0) {
+            close(link->fd[i]);
+            link->fd[i] = -1;
+        }
     }
-    for (int i = 2; i < INFER_ABI_FDS; i++)
-        if (fcntl(link->fd[i], F_SETFL, O_NONBLOCK) < 0)
-            return -1;
     link->client = link->request_map;
     link->request_data = (uint8_t *)link->request_map + INFER_ABI_DATA_OFFSET;
     link->daemon = link->token_map;
@@ -212,7 +236,7 @@ static int take_welcome(struct link *link, struct infer_abi_welcome *welcome, ss
     }
     if (welcome->version < INFER_ABI_VERSION_MIN || welcome->version > INFER_ABI_VERSION)
         return refuse(detail, INFER_E_VERSION, path, "the daemon chose a version we do not speak");
-    if (n_fds != INFER_ABI_FDS || map_link(link, welcome) < 0)
+    if (n_fds < FDS_MIN || map_link(link, welcome) < 0)
         return refuse(detail, INFER_E_PROTOCOL, path, "the daemon's rings cannot be mapped");
     link->session = welcome->session;
     memcpy(link->version, welcome->daemon, sizeof link->version);
@@ -258,6 +282,8 @@ void link_close(struct link *link, bool parting)
         munmap(link->request_map, INFER_ABI_DATA_OFFSET + (size_t)link->request_bytes);
     if (link->token_map != NULL)
         munmap(link->token_map, INFER_ABI_DATA_OFFSET + (size_t)link->token_bytes);
+    if (link->status != NULL)
+        munmap((void *)(uintptr_t)link->status, link->status_bytes);
     for (int i = 0; i < INFER_ABI_FDS; i++)
         if (link->fd[i] >= 0)
             close(link->fd[i]);

@@ -75,8 +75,8 @@ static int gather_event(struct infer_conn *c, const struct infer_event *event, u
 }
 
 /* Submits and gathers. On failure *g holds nothing. */
-static int call(struct infer_conn *c, const struct infer_request *request, uint32_t n_top,
-                uint32_t what, size_t struct_bytes, struct gathered *g)
+static int call(struct infer_conn *c, const struct ask *ask, uint32_t what, size_t struct_bytes,
+                struct gathered *g)
 {
     struct record record;
     struct infer_event event;
@@ -84,7 +84,7 @@ static int call(struct infer_conn *c, const struct infer_request *request, uint3
     memset(g, 0, sizeof *g);
     int r = gather_bytes(g, "", 0); /* so that an empty answer is memory, too */
     if (r == 0)
-        r = submit_request(c, request, n_top, true, &id);
+        r = submit_request(c, ask, true, &id);
     if (r < 0) {
         free(g->data);
         return r;
@@ -116,13 +116,14 @@ static int call(struct infer_conn *c, const struct infer_request *request, uint3
 API int infer_models(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
 {
     struct infer_request request;
+    struct ask ask = {.request = &request};
     struct gathered g;
     if (conn == NULL || ret_models == NULL || ret_n == NULL)
         return -INFER_E_INVALID;
     conn_check_fork(conn);
     infer_request_default(&request);
     request.op = INFER_ABI_MODELS;
-    int r = call(conn, &request, 0, INFER_ABI_MODEL_RECORD, sizeof(struct infer_model), &g);
+    int r = call(conn, &ask, INFER_ABI_MODEL_RECORD, sizeof(struct infer_model), &g);
     if (r < 0)
         return r;
     *ret_models = (struct infer_model *)(void *)g.data;
@@ -133,13 +134,14 @@ API int infer_models(struct infer_conn *conn, struct infer_model **ret_models, s
 API int infer_status(struct infer_conn *conn, struct infer_status *ret_status)
 {
     struct infer_request request;
+    struct ask ask = {.request = &request};
     struct gathered g;
     if (conn == NULL || ret_status == NULL)
         return -INFER_E_INVALID;
     conn_check_fork(conn);
     infer_request_default(&request);
     request.op = INFER_ABI_STATUS;
-    int r = call(conn, &request, 0, INFER_ABI_STATUS_RECORD, sizeof *ret_status, &g);
+    int r = call(conn, &ask, INFER_ABI_STATUS_RECORD, sizeof *ret_status, &g);
     if (r < 0)
         return r;
     if (g.bytes >= sizeof *ret_status)
@@ -150,11 +152,28 @@ API int infer_status(struct infer_conn *conn, struct infer_status *ret_status)
     return r;
 }
 
+API int infer_end(struct infer_conn *conn, uint64_t id)
+{
+    struct infer_request request;
+    struct ask ask = {.request = &request, .target = id};
+    struct gathered g;
+    if (conn == NULL)
+        return -INFER_E_INVALID;
+    conn_check_fork(conn);
+    infer_request_default(&request);
+    request.op = INFER_ABI_END;
+    int r = call(conn, &ask, 0, 0, &g); /* 0: no result is expected */
+    if (r == 0)
+        free(g.data);
+    return r;
+}
+
 API int infer_tokenize(struct infer_conn *conn, const char *model, const char *text,
                        size_t text_bytes, int add_bos, int parse_special, int32_t **ret_tokens,
                        size_t *ret_n)
 {
     struct infer_request request;
+    struct ask ask = {.request = &request};
     struct gathered g;
     if (conn == NULL || text == NULL || ret_tokens == NULL || ret_n == NULL)
         return -INFER_E_INVALID;
@@ -166,7 +185,7 @@ API int infer_tokenize(struct infer_conn *conn, const char *model, const char *t
     request.text_bytes = text_bytes;
     request.no_bos = !add_bos;
     request.parse_special = parse_special;
-    int r = call(conn, &request, 0, INFER_ABI_IDS, 0, &g);
+    int r = call(conn, &ask, INFER_ABI_IDS, 0, &g);
     if (r < 0)
         return r;
     *ret_tokens = (int32_t *)(void *)g.data;
@@ -179,6 +198,7 @@ API int infer_detokenize(struct infer_conn *conn, const char *model, const int32
 {
     static const int32_t none[1];
     struct infer_request request;
+    struct ask ask = {.request = &request};
     struct gathered g;
     if (conn == NULL || (tokens == NULL && n > 0) || ret_text == NULL || ret_bytes == NULL)
         return -INFER_E_INVALID;
@@ -189,7 +209,7 @@ API int infer_detokenize(struct infer_conn *conn, const char *model, const int32
     request.tokens = n > 0 ? tokens : none;
     request.n_tokens = n;
     request.show_special = show_special;
-    int r = call(conn, &request, 0, INFER_ABI_BYTES, 0, &g);
+    int r = call(conn, &ask, INFER_ABI_BYTES, 0, &g);
     if (r < 0)
         return r;
     *ret_text = (char *)g.data;
@@ -234,15 +254,16 @@ API int infer_score(struct infer_conn *conn, const struct infer_request *request
 {
     struct infer_scores s;
     struct gathered g;
+    struct infer_request scoring;
+    struct ask ask = {.request = &scoring, .n_top = n_top};
     if (conn == NULL || request == NULL || ret_scores == NULL || n_top > INFER_TOP_MAX ||
-        request->bytes < sizeof *request)
+        !submit_known(request, &scoring))
         return -INFER_E_INVALID;
     conn_check_fork(conn);
-    struct infer_request scoring = *request;
     scoring.bytes = sizeof scoring;
     scoring.op = INFER_ABI_SCORE;
     scoring.n_stops = scoring.n_biases = 0;
-    int r = call(conn, &scoring, n_top, INFER_ABI_SCORES, 0, &g);
+    int r = call(conn, &ask, INFER_ABI_SCORES, 0, &g);
     if (r < 0)
         return r;
     memset(&s, 0, sizeof s);

@@ -5,8 +5,12 @@
  * daemon's to say, in one place for all clients. */
 #include "conn.h"
 
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* sizeof(struct infer_request) before there were priorities. */
+#define REQUEST_MIN offsetof(struct infer_request, priority)
 
 /* The payload as pieces, in the order of abi.h: input, stop strings, biases. */
 struct parcel {
@@ -64,7 +68,8 @@ static int add_input(struct infer_conn *c, const struct infer_request *request,
 {
     int given = (request->text != NULL) + (request->messages != NULL) + (request->tokens != NULL);
     int r = 0;
-    if (submit->op == INFER_ABI_STATUS || submit->op == INFER_ABI_MODELS) {
+    if (submit->op == INFER_ABI_STATUS || submit->op == INFER_ABI_MODELS ||
+        submit->op == INFER_ABI_END) {
         if (given != 0)
             return conn_fail(c, INFER_E_INVALID, "this operation takes no input");
         return 0;
@@ -139,6 +144,8 @@ static int make_submit(struct infer_conn *c, const struct infer_request *request
                          "sampling.bytes is %u; infer_request_default() sets it", known);
     submit->sampling = request->sampling;
     submit->sampling.bytes = sizeof submit->sampling;
+    submit->priority = request->priority;
+    submit->deadline_ms = request->deadline_ms;
     int r = add_input(c, request, submit, p);
     return r < 0 ? r : add_lists(c, request, submit, p);
 }
@@ -176,9 +183,19 @@ static int send_parcel(struct infer_conn *c, struct infer_abi_submit *submit,
     return r;
 }
 
-int submit_request(struct infer_conn *c, const struct infer_request *request, uint32_t n_top,
-                   bool private_call, uint32_t *ret_id)
+bool submit_known(const struct infer_request *request, struct infer_request *ret)
 {
+    uint32_t bytes = request->bytes;
+    if (bytes < REQUEST_MIN)
+        return false;
+    memset(ret, 0, sizeof *ret);
+    memcpy(ret, request, bytes < sizeof *ret ? bytes : sizeof *ret);
+    return true;
+}
+
+int submit_request(struct infer_conn *c, const struct ask *ask, bool private_call, uint32_t *ret_id)
+{
+    struct infer_request known;
     struct infer_abi_submit submit;
     struct parcel p;
 
@@ -188,14 +205,17 @@ int submit_request(struct infer_conn *c, const struct infer_request *request, ui
     p.heads = NULL;
     pthread_mutex_lock(&c->write_mutex);
     pthread_mutex_lock(&c->mutex); /* for the detail */
-    int r = request->bytes < sizeof *request
-                ? conn_fail(c, INFER_E_INVALID,
-                            "request.bytes is %u; infer_request_default() sets it", request->bytes)
-                : make_submit(c, request, &submit, &p);
+    int r =
+        submit_known(ask->request, &known)
+            ? make_submit(c, &known, &submit, &p)
+            : conn_fail(c, INFER_E_INVALID, "request.bytes is %u; infer_request_default() sets it",
+                        ask->request->bytes);
     pthread_mutex_unlock(&c->mutex);
-    submit.n_top = n_top;
-    if (r == 0)
+    if (r == 0) {
+        submit.n_top = ask->n_top;
+        submit.target = ask->target;
         r = send_parcel(c, &submit, &p, private_call);
+    }
     pthread_mutex_unlock(&c->write_mutex);
     if (p.pieces != p.small)
         free(p.pieces);
@@ -216,7 +236,8 @@ API int infer_submit(struct infer_conn *conn, const struct infer_request *reques
     if (conn == NULL || request == NULL || ret_id == NULL)
         return -INFER_E_INVALID;
     conn_check_fork(conn);
-    return submit_request(conn, request, 0, false, ret_id);
+    struct ask ask = {.request = request};
+    return submit_request(conn, &ask, false, ret_id);
 }
 
 API int infer_cancel(struct infer_conn *conn, uint32_t id)

@@ -18,10 +18,32 @@ struct engine_batch {
     struct infer_batch batch;
 };
 
+static void zero_page(void *ctx, uint32_t page)
+{
+    struct engine_model *m = ctx;
+    int rc = m->api->page_zero(m->weights, page);
+    if (rc < 0)
+        m->page_error = rc;
+}
+
+static void copy_page(void *ctx, uint32_t to, uint32_t from)
+{
+    struct engine_model *m = ctx;
+    int rc = m->api->page_copy(m->weights, to, from);
+    if (rc < 0)
+        m->page_error = rc;
+}
+
 int engine_model_init(struct engine_model *m)
 {
     struct engine_batch *b = calloc(1, sizeof *b);
-    int rc = kv_pool_new(m->state.n_pages, m->state.page_tokens, &m->pool);
+    struct kv_config config = {.n_pages = m->state.n_pages,
+                               .page_tokens = m->state.page_tokens,
+                               .ctx = m,
+                               .zero = zero_page,
+                               .copy = copy_page};
+    memcpy(config.key, m->page_key, sizeof config.key);
+    int rc = kv_pool_new(&config, &m->pool);
 
     m->batch = b;
     if (rc == 0 && b != NULL) {
@@ -127,6 +149,14 @@ static uint32_t take_outputs(struct engine_batch *b, struct engine_sequence *s, 
     return at;
 }
 
+/* Whole pages of an answer's state can be found by the next request that begins alike. Those of a
+ * SCORE are not worth their place: texts are scored once. */
+static void publish(struct engine_sequence *s)
+{
+    if (s->kind == ENGINE_GENERATE)
+        kv_sequence_publish(s->model->pool, &s->state, s->tokens, s->n_cached);
+}
+
 int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n)
 {
     struct engine_batch *b = m->batch;
@@ -136,13 +166,15 @@ int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t
         work[i].sequence->output.text_bytes = 0;
         add_rows(m, work[i].sequence, work[i].n_rows);
     }
-    int rc = m->api->run(m->weights, &b->batch);
+    int rc = m->page_error < 0 ? m->page_error : m->api->run(m->weights, &b->batch);
+    m->page_error = 0;
     if (rc < 0)
         return rc;
     uint32_t row = 0, at = 0;
     for (uint32_t i = 0; i < n; i++) {
         row += work[i].n_rows;
         work[i].sequence->n_cached += work[i].n_rows;
+        publish(work[i].sequence);
         at = take_outputs(b, work[i].sequence, row, at);
     }
     assert(at == b->batch.n_outputs);

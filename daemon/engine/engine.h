@@ -39,7 +39,9 @@ struct engine_model {
     struct infer_state_config state;
     struct infer_estimate memory;
     struct kv_pool *pool;
-    uint32_t n_context; /* longest sequence served: at most the model's own */
+    uint32_t n_context;   /* longest sequence served: at most the model's own */
+    uint8_t page_key[16]; /* random; salts the index of cached prefixes */
+    int page_error;       /* of a page that could not be zeroed or copied: the next step fails */
     struct engine_batch *batch;
 };
 
@@ -55,6 +57,7 @@ enum engine_kind { ENGINE_GENERATE, ENGINE_SCORE };
 
 struct engine_request {
     enum engine_kind kind;
+    uint32_t domain;       /* whose state this is: only the same domain's cached pages are used */
     const int32_t *tokens; /* copied */
     uint32_t n_tokens;
     const struct infer_sampling *sampling; /* GENERATE */
@@ -83,6 +86,7 @@ struct engine_sequence {
     enum engine_kind kind;
     int32_t *tokens;
     uint32_t n_tokens, n_prompt, n_cached;
+    uint32_t n_found;    /* rows of the prompt that were found in the cache */
     uint32_t max_tokens; /* of the whole sequence */
     uint32_t n_generated;
     struct kv_sequence state;
@@ -109,6 +113,11 @@ void engine_sequence_free(struct engine_sequence *s);
 
 /* Rows owed now; a SCORE of a single token owes none. */
 uint32_t engine_sequence_rows(const struct engine_sequence *s);
+/* Before its first row runs: takes what the cache has of the prompt; returns how many rows need not
+ * run. A SCORE wants every row's logits and takes nothing. */
+uint32_t engine_sequence_begin(struct engine_sequence *s);
+/* Its state is no longer needed; what can be of use to others stays cached. */
+void engine_sequence_end(struct engine_sequence *s);
 /* Pages it can come to hold. */
 uint32_t engine_sequence_pages(const struct engine_sequence *s);
 

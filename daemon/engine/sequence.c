@@ -124,7 +124,7 @@ int engine_sequence_new(struct engine_model *m, const struct engine_request *r,
     rc = r->kind == ENGINE_GENERATE ? init_generate(s, r) : init_score(s, r);
     if (rc == 0) {
         s->tokens = malloc((size_t)s->max_tokens * sizeof *s->tokens);
-        if (s->tokens == NULL || kv_sequence_init(m->pool, &s->state, s->max_tokens) < 0)
+        if (s->tokens == NULL || kv_sequence_init(m->pool, &s->state, s->max_tokens, r->domain) < 0)
             rc = -INFER_E_OUT_OF_MEMORY;
     }
     if (rc < 0) {
@@ -156,6 +156,20 @@ void engine_sequence_free(struct engine_sequence *s)
 uint32_t engine_sequence_rows(const struct engine_sequence *s)
 {
     return s->n_tokens - s->n_cached - (s->kind == ENGINE_SCORE);
+}
+
+uint32_t engine_sequence_begin(struct engine_sequence *s)
+{
+    assert(s->n_cached == 0);
+    if (s->kind == ENGINE_GENERATE) /* the last row must run: it draws the first token */
+        s->n_found = kv_sequence_match(s->model->pool, &s->state, s->tokens, s->n_prompt - 1);
+    s->n_cached = s->n_found;
+    return s->n_found;
+}
+
+void engine_sequence_end(struct engine_sequence *s)
+{
+    kv_sequence_trim(s->model->pool, &s->state, 0);
 }
 
 uint32_t engine_sequence_pages(const struct engine_sequence *s)

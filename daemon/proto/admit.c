@@ -62,7 +62,6 @@ int admit_check_sampling(const struct infer_sampling *s, struct report *report)
         {"penalty_window", s->penalty_window, INFER_PENALTY_WINDOW_MAX},
         {"logprobs", s->logprobs, INFER_TOP_MAX},
         {"ignore_eos", s->ignore_eos, 1},
-        {"reserved", s->reserved, 0},
     };
     int r = check_floats(s, report);
     if (r < 0)
@@ -71,23 +70,25 @@ int admit_check_sampling(const struct infer_sampling *s, struct report *report)
         if (counts[i].value > counts[i].max)
             return report_fail(report, INFER_E_BAD_PARAMETER, "%s is %u; it must be at most %u",
                                counts[i].name, counts[i].value, counts[i].max);
+    for (size_t i = 0; i < sizeof s->reserved / sizeof s->reserved[0]; i++)
+        if (s->reserved[i] != 0)
+            return report_fail(
+                report, INFER_E_UNSUPPORTED,
+                "the client set a sampling parameter that this daemon does not know; "
+                "update the daemon");
     return 0;
 }
 
-/* What the client knew of the parameters, defaults for the rest. */
+/* They stand in the middle of the record, so their size is fixed for this version of the wire. */
 static int take_sampling(const struct infer_abi_submit *submit, struct infer_sampling *ret,
                          struct report *report)
 {
-    uint32_t first_form = (uint32_t)sizeof *ret;
-    uint32_t room = submit->fixed_bytes - (uint32_t)offsetof(struct infer_abi_submit, sampling);
     uint32_t known = submit->sampling.bytes;
-    if (known < first_form || known > room)
+    if (known != sizeof *ret)
         return report_fail(report, INFER_E_BAD_REQUEST,
-                           "the sampling parameters take %u bytes; they must take %u to %u", known,
-                           first_form, room);
-    infer_sampling_default(ret);
-    memcpy(ret, &submit->sampling, known < sizeof *ret ? known : sizeof *ret);
-    ret->bytes = (uint32_t)sizeof *ret;
+                           "the sampling parameters take %u bytes; they must take %zu", known,
+                           sizeof *ret);
+    *ret = submit->sampling;
     return admit_check_sampling(ret, report);
 }
 
@@ -241,10 +242,26 @@ static uint32_t inputs_of(uint32_t op)
         return tokens;
     case INFER_ABI_STATUS:
     case INFER_ABI_MODELS:
+    case INFER_ABI_END:
         return 1u; /* none */
     default:
         return 0;
     }
+}
+
+/* The fields of the second form; zero when the client knew the first alone. */
+static int parse_queueing(const struct infer_abi_submit *submit, struct admit_request *a,
+                          struct report *report)
+{
+    if (submit->priority > INFER_PRIORITY_BATCH)
+        return report_fail(report, INFER_E_BAD_PARAMETER, "priority is %u; it must be at most %u",
+                           submit->priority, (unsigned)INFER_PRIORITY_BATCH);
+    if (submit->target != 0 && submit->op != INFER_ABI_END)
+        return report_fail(report, INFER_E_BAD_REQUEST, "operation %u takes no target", submit->op);
+    a->priority = submit->priority;
+    a->deadline_ms = submit->deadline_ms;
+    a->target = submit->target;
+    return 0;
 }
 
 static int parse_head(const struct session_request *r, struct admit_request *a,
@@ -342,7 +359,7 @@ static int parse_all(const struct session_request *r, struct admit_request *a,
                      struct report *report)
 {
     int e = parse_head(r, a, report);
-    if (e < 0)
+    if (e < 0 || (e = parse_queueing(&r->submit, a, report)) < 0)
         return e;
     infer_sampling_default(&a->sampling);
     if (a->op == INFER_ABI_GENERATE && (e = take_sampling(&r->submit, &a->sampling, report)) < 0)

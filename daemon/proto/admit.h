@@ -28,7 +28,7 @@ struct admit_request {
     uint32_t flags;
     uint32_t n_top;
     char model[INFER_MODEL_NAME_MAX]; /* NUL-terminated; "": default */
-    uint32_t input;                   /* enum infer_abi_input; 0 for STATUS and MODELS */
+    uint32_t input;                   /* enum infer_abi_input; 0 for STATUS, MODELS and END */
     struct admit_bytes text;          /* TEXT */
     struct admit_message *messages;   /* MESSAGES; points into payload */
     uint32_t n_messages;
@@ -39,6 +39,9 @@ struct admit_request {
     struct infer_logit_bias *biases; /* aligned copy */
     uint32_t n_biases;
     struct infer_sampling sampling; /* complete: fields that the client did not know are defaults */
+    uint32_t priority;              /* enum infer_priority */
+    uint32_t deadline_ms;           /* 0: none */
+    uint64_t target;                /* END: a daemon-wide id, which need not exist */
     uint8_t *payload;               /* owns what the fields above point to */
 };
 

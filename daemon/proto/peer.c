@@ -116,7 +116,7 @@ static uint32_t common_version(const struct infer_abi_hello *hello)
 }
 
 int peer_handshake(int socket_fd, const struct peer *peer, const void *hello_message, size_t bytes,
-                   uint32_t session_id, int refuse, struct session **ret)
+                   uint32_t session_id, int refuse, int status_fd, struct session **ret)
 {
     struct infer_abi_hello hello;
     char text[INFER_DETAIL_MAX];
@@ -154,7 +154,8 @@ int peer_handshake(int socket_fd, const struct peer *peer, const void *hello_mes
     welcome.token_ring_bytes = grant_ring(hello.token_ring_bytes, INFER_TOKEN_RING_DEFAULT,
                                           INFER_TOKEN_RING_MIN, INFER_TOKEN_RING_MAX);
     struct session *s;
-    int r = session_new(&named, welcome.request_ring_bytes, welcome.token_ring_bytes, &s);
+    int r =
+        session_new(&named, welcome.request_ring_bytes, welcome.token_ring_bytes, status_fd, &s);
     if (r < 0) {
         int code = r == -EMFILE || r == -ENFILE ? INFER_E_SESSIONS_FULL : INFER_E_OUT_OF_MEMORY;
         snprintf(text, sizeof text, "the daemon could not make the rings: %s", strerror(-r));

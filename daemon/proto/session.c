@@ -1,7 +1,8 @@
 /* session.c: see session.h for the trust boundary that this file guards.
  *
  * Owns: both memory files and their mappings, the doorbell, the bell, and the payload that is being
- * assembled. The request file is mapped read-only here: each file has one writer.
+ * assembled. The request file is mapped read-only here: each file has one writer. The status file
+ * is only passed on: it belongs to all sessions (status_page.h).
  *
  * Invariants:
  *   request_head, token_tail, token_published are private; their shared copies are only stored.
@@ -24,6 +25,7 @@
 #include "proto/session.h"
 
 #include "inferd/ring.h"
+#include "proto/memfile.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -35,12 +37,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
-#ifndef F_SEAL_FUTURE_WRITE
-#define F_SEAL_FUTURE_WRITE 0x0010
-#endif
+/* The last descriptor of abi.h is the status file's, which no session owns. */
+#define OWN_FDS (INFER_ABI_FDS - 1)
+_Static_assert(OWN_FDS == 4, "make_parts() makes four");
 
 struct session {
     struct peer peer;
@@ -69,36 +68,6 @@ struct session {
 
 /* ---- making and freeing ---------------------------------------------------------------------- */
 
-static int make_file(const char *name, size_t bytes)
-{
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
-    if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
-        fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return -errno;
-    if (ftruncate(fd, (off_t)bytes) < 0) {
-        int error = -errno;
-        close(fd);
-        return error;
-    }
-    return fd;
-}
-
-static int map_file(int fd, size_t bytes, int protection, int seals, void **ret)
-{
-    void *map = mmap(NULL, bytes, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
-    if (map == MAP_FAILED)
-        return -errno;
-    /* After the mapping: FUTURE_WRITE leaves a writable mapping that is already there. */
-    if (fcntl(fd, F_ADD_SEALS, seals | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) < 0) {
-        int error = -errno;
-        munmap(map, bytes);
-        return error;
-    }
-    *ret = map;
-    return 0;
-}
-
 static int make_bell(struct session *s)
 {
     int ends[2];
@@ -116,14 +85,14 @@ static int make_parts(struct session *s)
     size_t token_size = INFER_ABI_DATA_OFFSET + (size_t)s->token_bytes;
     int r;
 
-    if ((r = s->fds.fd[0] = make_file("inferd-requests", request_size)) < 0)
+    if ((r = s->fds.fd[0] = memfile_new("inferd-requests", request_size)) < 0)
         return r;
-    if ((r = map_file(s->fds.fd[0], request_size, PROT_READ, 0, &s->request_map)) < 0)
+    if ((r = memfile_map(s->fds.fd[0], request_size, PROT_READ, 0, &s->request_map)) < 0)
         return r;
-    if ((r = s->fds.fd[1] = make_file("inferd-tokens", token_size)) < 0)
+    if ((r = s->fds.fd[1] = memfile_new("inferd-tokens", token_size)) < 0)
         return r;
-    if ((r = map_file(s->fds.fd[1], token_size, PROT_READ | PROT_WRITE, F_SEAL_FUTURE_WRITE,
-                      &s->token_map)) < 0)
+    if ((r = memfile_map(s->fds.fd[1], token_size, PROT_READ | PROT_WRITE, MEMFILE_FUTURE_WRITE,
+                         &s->token_map)) < 0)
         return r;
     s->fds.fd[2] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (s->fds.fd[2] < 0)
@@ -137,7 +106,7 @@ static bool ring_size_ok(uint32_t n, uint32_t min, uint32_t max)
 }
 
 int session_new(const struct peer *peer, uint32_t request_ring_bytes, uint32_t token_ring_bytes,
-                struct session **ret)
+                int status_fd, struct session **ret)
 {
     if (!ring_size_ok(request_ring_bytes, INFER_REQUEST_RING_MIN, INFER_REQUEST_RING_MAX) ||
         !ring_size_ok(token_ring_bytes, INFER_TOKEN_RING_MIN, INFER_TOKEN_RING_MAX))
@@ -149,8 +118,9 @@ int session_new(const struct peer *peer, uint32_t request_ring_bytes, uint32_t t
     s->request_bytes = request_ring_bytes;
     s->token_bytes = token_ring_bytes;
     s->bell_write = -1;
-    for (int i = 0; i < INFER_ABI_FDS; i++)
+    for (int i = 0; i < OWN_FDS; i++)
         s->fds.fd[i] = -1;
+    s->fds.fd[OWN_FDS] = status_fd;
     int r = make_parts(s);
     if (r < 0) {
         session_free(s);
@@ -173,7 +143,7 @@ void session_free(struct session *s)
         munmap(s->request_map, INFER_ABI_DATA_OFFSET + (size_t)s->request_bytes);
     if (s->token_map != NULL)
         munmap(s->token_map, INFER_ABI_DATA_OFFSET + (size_t)s->token_bytes);
-    for (int i = 0; i < INFER_ABI_FDS; i++)
+    for (int i = 0; i < OWN_FDS; i++)
         if (s->fds.fd[i] >= 0)
             close(s->fds.fd[i]);
     if (s->bell_write >= 0)
@@ -359,13 +329,14 @@ static void put_part(struct session *s, uint32_t *at, const void *from, uint32_t
 }
 
 int session_put_queued(struct session *s, uint32_t request, uint64_t id, uint32_t n_prompt,
-                       uint32_t position)
+                       uint32_t position, uint64_t start_us)
 {
     struct infer_abi_queued event = {
         .head = {.bytes = sizeof event, .kind = INFER_ABI_EV_QUEUED, .request = request},
         .id = id,
         .n_prompt = n_prompt,
-        .position = position};
+        .position = position,
+        .start_us = start_us};
     int r = find_room(s, sizeof event);
     if (r < 0)
         return r;

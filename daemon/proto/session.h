@@ -32,14 +32,16 @@ struct peer {
 
 struct session;
 
-/* The descriptors a client gets, in the order of abi.h; owned by the session. */
+/* The descriptors a client gets, in the order of abi.h; owned by the session but for the last, the
+ * status file's. */
 struct session_fds {
     int fd[INFER_ABI_FDS];
 };
 
-/* Makes and maps both sealed files and the two eventfds. Ring sizes as granted. */
+/* Makes and maps both sealed files, the doorbell and the bell. Ring sizes as granted. status_fd: of
+ * status_page.h, borrowed; it outlives the session. */
 int session_new(const struct peer *peer, uint32_t request_ring_bytes, uint32_t token_ring_bytes,
-                struct session **ret);
+                int status_fd, struct session **ret);
 /* Unmaps and closes; the client's own mappings stay valid for it. */
 void session_free(struct session *s);
 
@@ -84,8 +86,10 @@ bool session_pending(const struct session *s);
  * for a session that broke the protocol: the put that follows says so. */
 bool session_has_room(struct session *s, uint32_t bytes);
 
+/* May be put again for the same request as it moves in the queue. start_us: estimated time until it
+ * starts; 0: now, or not known. */
 int session_put_queued(struct session *s, uint32_t request, uint64_t id, uint32_t n_prompt,
-                       uint32_t position);
+                       uint32_t position, uint64_t start_us);
 /* text_bytes <= INFER_TOKEN_TEXT_MAX, n_top <= INFER_TOP_MAX. text_only: INFER_ABI_TEXT_ONLY. */
 int session_put_token(struct session *s, uint32_t request, int32_t token, float logprob,
                       uint32_t index, bool text_only, const char *text, uint32_t text_bytes,

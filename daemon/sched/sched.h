@@ -4,15 +4,50 @@
  * no tensor, no lock, no allocation after sched_new(). It knows sequences by number, tokens by
  * count and pages by count, so a whole day of traffic can be simulated in a second.
  *
- * The data model. A sequence is added with the tokens it must run through first (its prompt) and
- * the pages it may come to need. It WAITs in order of arrival until a running slot and its pages
- * are free (pages are set aside for its whole life, so that it never has to stop for want of them),
- * then it RUNs: each step gives it rows, and while it owes more rows than one, these are prefill.
- * A PARKED sequence keeps slot and pages but gets no rows: its client does not read.
+ * The data model. A sequence belongs to a uid and a model. It is added with the tokens it must run
+ * through first (its prompt) and the pages it may come to need. It WAITs until a running slot and
+ * its pages are free (pages are set aside for its whole life, so that it never has to stop for want
+ * of them), then it RUNs: each step gives it rows, and while it owes more rows than one, these are
+ * prefill. A PARKED sequence keeps slot and pages but gets no rows: its client does not read.
  *
- * The policy of a step: one model per batch, the models with work taking turns; of that model all
- * sequences that owe one row first (decodes), then chunks of prefill in order of arrival until the
- * step's budget is spent.
+ * The policy, sentence by sentence; names in it are fields of struct sched_config.
+ *
+ * 1. Service is counted per uid. A row run adds cost / weight to its uid's counter, a prefill row
+ *    costs 1, a decode row 2. There are two counters: `served` counts every row, `decoded` counts
+ *    decode rows alone, so that a long prompt does not make its own answer stutter.
+ * 2. A uid that becomes active is lifted to the smallest counters of those active on its model:
+ *    idleness is no credit. One that was away for less than idle_grace_us (a client between two
+ *    requests) may stay credit_rows below.
+ * 3. Who starts next goes by class, then served (and what its running sequences still owe), then
+ *    deadline (earliest first, none last), then arrival. A class above the uid's best is clamped.
+ * 4. Ageing: each age_us of waiting moves a request one class up, until it is interactive, and
+ *    then ahead of its own uid's others. So after (class + 1) * age_us nobody is before it but uids
+ *    that were served less and older requests of its own uid.
+ * 5. The next in order is not overtaken by smaller requests of the same model, so that a large one
+ *    cannot starve; another model's requests may pass. A uid at its max_running or max_pages waits
+ *    and holds up nobody else.
+ *    The last newcomer_slots are for uids that run nothing (batch only once it aged): they start at
+ *    once, and a client that pauses between two requests does not lose its place to a queue.
+ * 6. A step is one model's; models with work take turns. It has decodes first, then prefill.
+ * 7. Decodes are shared between uids. Of two uids the one that has more to run in this step
+ *    (sequences / weight) does not run a row that would take it further ahead than lag_rows of
+ *    where the other, being behind, comes by running all it has. So a uid with one sequence is
+ *    served in each step, and the 31 sequences of another take turns: equal shares, at the price
+ *    of smaller batches. For a uid that is still in its prompt, another one that has more to run
+ *    and was served more runs one decode a step. No decode skips more than skips_max steps in a
+ *    row (but for want of room), which bounds the price and the gap between its tokens. Nobody is
+ *    skipped for a uid that has nothing to run, has as much to run, or waits for slots that others
+ *    would hold the longer. No uid counts as further behind than credit_rows.
+ * 8. When more decodes may run than a step has room for, rows go one by one to the uid with the
+ *    smallest counter. Within a uid the sequence that ran longest ago is first.
+ * 9. Prefill rows go by class (ageing since its last row), served, deadline, arrival. Beside
+ *    decodes they may lengthen the step by decode_growth_percent of what the decodes alone take,
+ *    as measured, but 16 rows run in any case; with no decode in the step it has step_rows. When p
+ *    prompts are due and d < p decodes run, all of uids with prompts due, it may be p / d times
+ *    that, at most 8. Decodes leave a quarter of step_rows, at most 16, to prefill that is due.
+ * 10. Limits per uid: max_waiting and tokens_per_minute refuse, max_running and max_pages let wait.
+ *    Tokens a minute are a bucket of that size: a prompt is paid for at sched_add(), answers as
+ *    they run, maybe into debt; a request is admitted when the bucket holds its prompt or is full.
  *
  * Threads: one, the engine's. */
 #ifndef INFERD_SCHED_SCHED_H
@@ -23,11 +58,46 @@
 
 struct sched;
 
+/* (Not SCHED_BATCH: the system's <sched.h> has that name.) */
+enum sched_class { SCHED_CLASS_INTERACTIVE, SCHED_CLASS_NORMAL, SCHED_CLASS_BATCH };
+#define SCHED_CLASSES 3u
+
+/* Why sched_add() said -EDQUOT. */
+enum sched_limit {
+    SCHED_LIMIT_NONE,
+    SCHED_LIMIT_WAITING, /* max_waiting */
+    SCHED_LIMIT_TOKENS,  /* tokens_per_minute; sched_quota_us() says when */
+    SCHED_LIMIT_USERS,   /* n_users_max uids are active or have a policy of their own */
+};
+
+#define SCHED_WEIGHT_DEFAULT 100u
+#define SCHED_WEIGHT_MAX     10000u
+
+/* What a uid may do. 0 means no limit, and the default weight. */
+struct sched_policy {
+    uint32_t weight; /* 1 .. SCHED_WEIGHT_MAX */
+    uint32_t max_running, max_waiting;
+    uint32_t tokens_per_minute;
+    uint32_t max_pages;
+    enum sched_class best_class; /* requests above are clamped */
+};
+
+/* Where 0 has a meaning below, it is the default. */
 struct sched_config {
     uint32_t max_sequences; /* waiting ones included */
     uint32_t max_running;   /* at once, all models together */
     uint32_t step_rows;     /* the budget of one step */
     uint32_t n_models;
+    struct sched_policy policy;         /* of every uid that has none of its own */
+    uint32_t n_users_max;               /* uids known at once; 0: 256. Idle ones are recycled. */
+    uint32_t decode_growth_percent;     /* 0: 50 */
+    uint32_t prefill_cost, decode_cost; /* of a row; 0: 1 and 2 */
+    uint32_t age_us;                    /* waiting time per class; 0: 10 s */
+    uint32_t lag_rows;                  /* decode rows at weight 100; 0: 32 */
+    uint32_t credit_rows;               /* likewise; 0: 256 */
+    uint32_t skips_max;                 /* 0: 64; 1: at least every other step */
+    uint32_t newcomer_slots; /* of max_running; 0: an eighth, but none if that is below 4 */
+    uint32_t idle_grace_us;  /* 0: 250 ms */
 };
 
 struct sched_request {
@@ -35,6 +105,8 @@ struct sched_request {
     uint32_t uid;
     uint32_t n_rows;  /* rows that it owes from the start: the prompt's tokens, at least 1 */
     uint32_t n_pages; /* most pages that it can come to hold */
+    enum sched_class class;
+    uint64_t deadline_us; /* absolute; 0: none */
 };
 
 /* Rows for a sequence in this step. */
@@ -46,13 +118,19 @@ struct sched_work {
 int sched_new(const struct sched_config *config, struct sched **ret);
 void sched_free(struct sched *s);
 
-/* How many pages of a model there are in all; set once, before its first sequence. */
+/* How many pages of a model there are in all, at any time. Fewer than are set aside: nobody starts
+ * until enough came back; a waiting request above the new number stays and waits. */
 void sched_set_pages(struct sched *s, uint32_t model, uint32_t n_pages);
 
-/* Queues a sequence. 0 and *ret_slot, its number until sched_remove(); -ENOSPC when max_sequences
- * are known already; -E2BIG when it needs more pages than the model has. */
+/* Gives a uid its own policy from now on (its entry is kept); NULL: the default again. -EINVAL: a
+ * weight or class out of range; -ENOSPC: n_users_max uids are active or have one already. */
+int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *policy);
+
+/* Queues a sequence. 0 and *ret_slot, its number until sched_remove(). -E2BIG: it can never fit, it
+ * needs more pages than the model has or the uid may have; -ENOSPC: max_sequences are known
+ * already; -EDQUOT: a limit of its uid, named in *ret_limit (which may be NULL). */
 int sched_add(struct sched *s, const struct sched_request *request, uint64_t now_us,
-              uint32_t *ret_slot);
+              uint32_t *ret_slot, enum sched_limit *ret_limit);
 /* Forgets it, whatever its state. Its pages count as free from now on. */
 void sched_remove(struct sched *s, uint32_t slot);
 
@@ -60,20 +138,45 @@ void sched_park(struct sched *s, uint32_t slot);
 void sched_resume(struct sched *s, uint32_t slot);
 
 /* The next step's work: *ret_model and up to `room` entries; returns their number, 0 when nobody
- * can run. Moves waiting sequences into free slots first. */
+ * can run. Moves waiting sequences into free slots first. Time that runs backwards stands still. */
 uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struct sched_work *ret,
                     uint32_t room);
+/* Between plan and step: n_rows of what a running sequence owes need not be run, a cache holds
+ * them. It owes at least one after that; they are not charged, and paid back to its uid's bucket.
+ */
+void sched_found(struct sched *s, uint32_t slot, uint32_t n_rows);
 /* After a step: the sequence ran n_rows of what it owed and owes n_new more (1 for the token that
  * was drawn, 0 when it is finished and about to be removed). */
 void sched_ran(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n_new);
 
-/* How many sequences wait before this one: 0 when it runs or is next. */
+/* After a step: how long it took, with how many rows of which kind (a work item of one row is a
+ * decode). The next steps' budgets come from this; until then 16 rows run beside decodes. */
+void sched_measured(struct sched *s, uint32_t model, uint32_t n_prefill_rows,
+                    uint32_t n_decode_rows, uint64_t took_us);
+/* Prefill rows that a step with so many decodes may have, as measured until now. */
+uint32_t sched_prefill_budget(const struct sched *s, uint32_t model, uint32_t n_decode_rows);
+
+/* How many sequences will start before this one if nobody comes and all cost the same: 0 when it
+ * runs or is next. */
 uint32_t sched_position(const struct sched *s, uint32_t slot);
+/* When it will start, on now's clock, from how long sequences ran until now: 0 when it runs. */
+uint64_t sched_estimate_us(const struct sched *s, uint32_t slot, uint64_t now_us);
+/* From when on a request of so many rows would pass the uid's tokens a minute: now_us if at once.
+ */
+uint64_t sched_quota_us(const struct sched *s, uint32_t uid, uint32_t n_rows, uint64_t now_us);
 
 struct sched_counts {
-    uint32_t n_waiting, n_running, n_parked; /* parked ones are running ones, too */
+    uint32_t n_waiting, n_running, n_parked; /* parked ones are among the others, too */
 };
 struct sched_counts sched_count(const struct sched *s);
+
+struct sched_user_counts {
+    uint32_t uid, weight;
+    uint32_t n_running, n_waiting, n_pages;
+    uint64_t n_prefill_rows, n_decode_rows; /* served since the uid was last unknown */
+};
+/* Fills up to `room` entries, in no order; returns how many uids are known. */
+uint32_t sched_users(const struct sched *s, struct sched_user_counts *ret, uint32_t room);
 
 /* Asserts every invariant; for tests and the simulator. */
 void sched_check(const struct sched *s);

@@ -3,12 +3,15 @@
  * Handshake, over a SOCK_SEQPACKET Unix socket:
  *
  *   client -> daemon   infer_abi_hello
- *   daemon -> client   infer_abi_welcome, with four descriptors (SCM_RIGHTS) when error is 0:
+ *   daemon -> client   infer_abi_welcome, with five descriptors (SCM_RIGHTS) when error is 0:
  *                      [0] the request file   memfd, sealed; the client maps it read-write
  *                      [1] the token file     memfd, sealed FUTURE_WRITE too; mapped read-only
  *                      [2] the doorbell       eventfd; the client writes it to wake the daemon
  *                      [3] the bell           reading end of a pipe; the daemon writes 8 bytes
  *                                             to wake the client
+ *
+ *                      [4] the status file    memfd, sealed FUTURE_WRITE, one for all sessions;
+ *                                             mapped read-only: struct infer_status_page
  *
  * After that the socket carries nothing: its closing tells each side that the other is gone.
  *
@@ -48,7 +51,7 @@ extern "C" {
 #define INFER_ABI_VERSION_MIN 1u
 #define INFER_ABI_VERSION     1u
 #define INFER_ABI_DATA_OFFSET 4096u
-#define INFER_ABI_FDS         4
+#define INFER_ABI_FDS         5
 
 /* ---- handshake ------------------------------------------------------------------------------- */
 
@@ -134,6 +137,9 @@ enum infer_abi_op {
     INFER_ABI_DETOKENIZE = 4, /* RESULT(TEXT)*, DONE */
     INFER_ABI_STATUS = 5,     /* RESULT(STATUS), DONE; no payload, no model */
     INFER_ABI_MODELS = 6,     /* RESULT(MODELS)*, DONE; no payload, no model */
+    /* Ends the request whose daemon-wide id is submit.target: one of the same user's, or anybody's
+     * for root and the daemon's own user. NOT_FOUND for an unknown id and somebody else's alike. */
+    INFER_ABI_END = 7, /* DONE */
 };
 
 enum infer_abi_input {
@@ -168,23 +174,28 @@ struct infer_abi_submit {
     uint32_t n_top;                   /* SCORE: most likely tokens per position */
     char model[INFER_MODEL_NAME_MAX]; /* "": the only model served, or the first */
     struct infer_sampling sampling;   /* GENERATE */
+    /* Below: since the second form; zero when the sender did not know them. */
+    uint32_t priority;    /* enum infer_priority */
+    uint32_t deadline_ms; /* DEADLINE unless it starts within so many milliseconds; 0: none */
+    uint64_t target;      /* END */
 };
 
-#define INFER_ABI_SUBMIT_MIN 176u
+#define INFER_ABI_SUBMIT_MIN 240u
 
 enum infer_abi_event_kind {
-    INFER_ABI_EV_QUEUED = 1,
+    INFER_ABI_EV_QUEUED = 1, /* at admission, and again when the position changes while it waits */
     INFER_ABI_EV_TOKEN = 2,
     INFER_ABI_EV_RESULT = 3,
     INFER_ABI_EV_DONE = 4,
 };
 
-/* The request was admitted. */
+/* The request was admitted, or has moved in the queue. */
 struct infer_abi_queued {
     struct infer_abi_record head;
     uint64_t id;       /* daemon-wide */
     uint32_t n_prompt; /* tokens of the prompt */
     uint32_t position; /* requests before it; 0: it runs at the next step */
+    uint64_t start_us; /* estimate: microseconds until it starts; 0: now, or not known yet */
 };
 
 /* flags of a TOKEN: text that became final without a token of its own (held back while a stop
@@ -243,9 +254,9 @@ INFER_ABI_ASSERT(welcome, sizeof(struct infer_abi_welcome) == INFER_ABI_WELCOME_
 INFER_ABI_ASSERT(client_words, sizeof(struct infer_abi_client_words) == 384);
 INFER_ABI_ASSERT(daemon_words, sizeof(struct infer_abi_daemon_words) == 512);
 INFER_ABI_ASSERT(record, sizeof(struct infer_abi_record) == 16);
-INFER_ABI_ASSERT(submit, sizeof(struct infer_abi_submit) == INFER_ABI_SUBMIT_MIN);
-INFER_ABI_ASSERT(sampling, sizeof(struct infer_sampling) == 64);
-INFER_ABI_ASSERT(queued, sizeof(struct infer_abi_queued) == 32);
+INFER_ABI_ASSERT(submit, sizeof(struct infer_abi_submit) == INFER_ABI_SUBMIT_MIN + 16);
+INFER_ABI_ASSERT(sampling, sizeof(struct infer_sampling) == 128);
+INFER_ABI_ASSERT(queued, sizeof(struct infer_abi_queued) == 40);
 INFER_ABI_ASSERT(token, sizeof(struct infer_abi_token) == 32);
 INFER_ABI_ASSERT(result, sizeof(struct infer_abi_result_head) == 24);
 INFER_ABI_ASSERT(done, sizeof(struct infer_abi_done) == 64);

@@ -102,6 +102,8 @@ struct infer_request {
     const struct infer_logit_bias *biases;
     size_t n_biases;
     struct infer_sampling sampling;
+    uint32_t priority;    /* enum infer_priority */
+    uint32_t deadline_ms; /* fail with DEADLINE unless it starts within this time; 0: wait */
 };
 
 /* Zeroes the request and sets the defaults of sampling.h. */
@@ -119,7 +121,7 @@ int infer_cancel(struct infer_conn *conn, uint32_t id);
 /* ---- events ---------------------------------------------------------------------------------- */
 
 enum infer_event_kind {
-    INFER_EVENT_QUEUED = 1, /* admitted */
+    INFER_EVENT_QUEUED = 1, /* admitted; again when it moved in the queue */
     INFER_EVENT_PROMPT = 2, /* tokens of the prompt, when asked for */
     INFER_EVENT_TOKEN = 3,  /* one token, or text alone (has_token 0) */
     INFER_EVENT_RESULT = 4, /* a part of the result of a score, tokenize, ... request */
@@ -135,7 +137,7 @@ struct infer_event {
     uint32_t request; /* whose */
     /* QUEUED */
     uint64_t id;
-    uint32_t position;
+    uint32_t position; /* requests before it */
     /* QUEUED, DONE */
     uint32_t n_prompt;
     /* PROMPT */
@@ -160,6 +162,8 @@ struct infer_event {
     uint32_t n_generated;
     uint32_t n_prompt_cached;
     uint64_t queue_us, prefill_us, decode_us;
+    /* QUEUED */
+    uint64_t start_us; /* estimated time until it starts; 0: now, or not known */
 };
 
 /* The next event of request id (0: of any request), waiting at most timeout_ms (-1: for ever, 0:
@@ -212,6 +216,64 @@ struct infer_status {
 };
 
 int infer_status(struct infer_conn *conn, struct infer_status *ret_status);
+
+/* Ends the request with this daemon-wide id (infer_event.id, infer_page), of any connection: one's
+ * own, or anybody's for root and the user the daemon runs as. Uniformly NOT_FOUND otherwise. */
+int infer_end(struct infer_conn *conn, uint64_t id);
+
+/* ---- the status page: what runs, read from shared memory without asking the daemon ----------- */
+
+#define INFER_PAGE_SEQUENCES 256u
+#define INFER_PAGE_USERS     64u
+
+enum infer_sequence_state {
+    INFER_SEQUENCE_WAITING = 1,
+    INFER_SEQUENCE_PREFILL = 2,
+    INFER_SEQUENCE_DECODE = 3,
+    INFER_SEQUENCE_PARKED = 4, /* its client does not read */
+};
+
+struct infer_page_sequence {
+    uint64_t id;
+    uint32_t uid, pid;
+    uint32_t model; /* index into infer_models() */
+    uint32_t state; /* enum infer_sequence_state */
+    uint32_t priority;
+    uint32_t n_prompt, n_cached, n_tokens; /* cached: rows in its state; tokens: drawn so far */
+    uint32_t n_pages;
+    uint32_t position; /* WAITING */
+    uint64_t age_us;   /* since admission */
+    char client[INFER_CLIENT_NAME_MAX];
+};
+
+struct infer_page_user {
+    uint32_t uid, weight;
+    uint32_t n_running, n_waiting;
+    uint32_t n_pages; /* set aside for what runs: the most it can come to hold */
+    uint32_t reserved;
+    uint64_t n_prompt_tokens, n_tokens; /* served since the user was last idle for long */
+};
+
+/* Written by the daemon at most ten times a second while anything runs, and once when it becomes
+ * idle. Entries beyond the two bounds are left out; the counts in status are complete. */
+struct infer_page {
+    struct infer_status status;
+    uint64_t written_us; /* CLOCK_MONOTONIC */
+    uint32_t n_sequences, n_users;
+    struct infer_page_sequence sequences[INFER_PAGE_SEQUENCES];
+    struct infer_page_user users[INFER_PAGE_USERS];
+};
+
+/* What the status file holds: a sequence lock. sequence is odd while the daemon writes; a reader
+ * copies page and takes the copy when sequence was even and the same before and after. */
+struct infer_status_page {
+    uint32_t sequence;
+    uint32_t bytes; /* sizeof(struct infer_page) at the daemon */
+    struct infer_page page;
+};
+
+/* A consistent copy of the page. No message passes, the daemon does not wake up. */
+int infer_read_page(struct infer_conn *conn, struct infer_page *ret_page);
 
 int infer_tokenize(struct infer_conn *conn, const char *model, const char *text, size_t text_bytes,
                    int add_bos, int parse_special, int32_t **ret_tokens, size_t *ret_n);

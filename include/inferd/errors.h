@@ -47,6 +47,8 @@
     X(MODEL_TOO_LARGE,   1033, 6, "the model does not fit in this machine's memory") \
     X(MODEL_PARTS,       1034, 6, "a part of the split model is missing or does not belong to it") \
     X(BACKEND_LOAD,      1035, 6, "the backend cannot be loaded; reinstall inferd or choose another --backend") \
+    X(QUOTA,             1036, 4, "a limit of this user is reached; wait for requests to finish, or ask the administrator") \
+    X(DEADLINE,          1037, 5, "the request did not start before its deadline") \
     X(INTERNAL,          1099, 5, "inferd made a mistake; please report it with the daemon's log")
 /* clang-format on */
 

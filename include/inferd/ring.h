@@ -16,7 +16,8 @@
  *   C  sleeper: store waiting, fence, load tail/head.  waker: store tail/head, fence, load waiting.
  *      The two full fences make it impossible that both miss the other (Dekker).
  *
- * The only atomics that cross the trust boundary are in this file. */
+ * The only atomics that cross the trust boundary are in this file, but for the sequence lock of the
+ * status page (client.h), which a client can only read. */
 #ifndef INFERD_RING_H
 #define INFERD_RING_H
 

@@ -6,8 +6,8 @@
  *
  *   logit bias, penalties, top-k, typical, top-p, min-p, temperature, draw.
  *
- * Layout is part of the protocol: fields are only ever appended, `bytes` says how many the sender
- * knew, and the reader takes the rest from infer_sampling_default(). */
+ * Layout is part of the protocol and of fixed size, because other structs have it in their middle:
+ * a new field takes reserved words, and zero there means what it meant before. */
 #ifndef INFERD_SAMPLING_H
 #define INFERD_SAMPLING_H
 
@@ -19,7 +19,7 @@ extern "C" {
 #endif
 
 struct infer_sampling {
-    uint32_t bytes;      /* sizeof(struct infer_sampling) as the caller knows it */
+    uint32_t bytes;      /* sizeof(struct infer_sampling) */
     uint32_t max_tokens; /* stop after so many tokens; 0: to the end of the context */
     uint64_t seed;       /* same seed, model and backend: same tokens; 0: the daemon draws one */
     float temperature;   /* 0: greedy (all below but bias and penalties are ignored); 0..100 */
@@ -35,7 +35,7 @@ struct infer_sampling {
         penalty_window;  /* how many last tokens count as seen, prompt included; 0: penalties off */
     uint32_t logprobs;   /* log-probabilities of the N best per token; 0: none; INFER_TOP_MAX */
     uint32_t ignore_eos; /* 1: go on after an end token (it is never drawn then) */
-    uint32_t reserved;   /* zero */
+    uint32_t reserved[17]; /* zero */
 };
 
 /* The defaults of every client, chosen to be llama.cpp's so that answers can be compared. */
@@ -61,6 +61,13 @@ enum infer_finish {
     INFER_FINISH_LENGTH = 3, /* max_tokens, or the context is full */
     INFER_FINISH_CANCEL = 4,
     INFER_FINISH_ERROR = 5,
+};
+
+/* Whose turn it is first; a user's policy may clamp it. */
+enum infer_priority {
+    INFER_PRIORITY_NORMAL = 0,
+    INFER_PRIORITY_INTERACTIVE = 1, /* somebody is looking at the answer */
+    INFER_PRIORITY_BATCH = 2,       /* nobody waits for it */
 };
 
 /* One entry of the logit bias list: added to the logit before anything else; -INFINITY bans. */

@@ -1,17 +1,21 @@
 /* fake_daemon.h: a daemon in a thread, made of daemon/proto, that answers by fixed rules, so that
  * libinferclient can be tested against the real rings without a model.
  *
- * GENERATE by its text: "count:N" gives N tokens, "hang" nothing until it is cancelled, "bad" an
- * error, anything else comes back in tokens of 7 bytes. TOKENIZE gives each byte as an id, and so
- * on. A sequence whose ring is full waits for its turn, as in the real daemon.
+ * GENERATE by its text: "count:N" gives N tokens, "hang" nothing until it is cancelled, "queue:N"
+ * moves from place N to 0 in the queue before it is answered, "fields" tells what the request said
+ * beside its text, "bad" an error, anything else comes back in tokens of 7 bytes. TOKENIZE gives
+ * each byte as an id, and so on. A sequence whose ring is full waits for its turn, as in the real
+ * daemon. The status page lists every GENERATE; END takes their ids, which count from 77.
  *
  * Threads: its own; the knobs are atomics that the test sets. */
 #ifndef TESTS_UNIT_CLIENT_FAKE_DAEMON_H
 #define TESTS_UNIT_CLIENT_FAKE_DAEMON_H
 
+#include "base/clock.h"
 #include "inferd/client.h"
 #include "proto/admit.h"
 #include "proto/peer.h"
+#include "proto/status_page.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -26,6 +30,7 @@
 
 #define FAKE_JOBS     64
 #define FAKE_SESSIONS 8
+#define FAKE_MOVE_US  250000 /* between two places in the queue */
 
 struct fake_job {
     bool used, cancelled;
@@ -33,6 +38,8 @@ struct fake_job {
     struct admit_request request;
     uint32_t sent, total; /* units of the answer */
     bool queued;
+    uint64_t id, moved_us;
+    uint32_t position;
 };
 
 struct fake_session {
@@ -50,7 +57,16 @@ struct fake_daemon {
     atomic_int close_code; /* not 0: close all sessions with it, once */
     atomic_int n_requests, n_payload_bytes, n_sleeps;
     struct fake_session sessions[FAKE_SESSIONS];
+    uint64_t next_id;
+    struct status_page *status;
+    atomic_bool no_pages; /* leave the status page as it is */
 };
+
+static inline bool fake_says(const struct fake_job *job, const char *text)
+{
+    struct admit_bytes said = job->request.text;
+    return said.bytes >= strlen(text) && memcmp(said.data, text, strlen(text)) == 0;
+}
 
 static inline bool fake_done(struct session *s, struct fake_job *job, int error, uint32_t finish,
                              const char *detail)
@@ -69,22 +85,41 @@ static inline bool fake_done(struct session *s, struct fake_job *job, int error,
     return true;
 }
 
+/* QUEUED, once or as often as it moves; false: not yet through. */
+static inline bool fake_queue(struct session *s, struct fake_job *job)
+{
+    struct admit_bytes text = job->request.text;
+    char piece[32];
+    if (job->queued && job->position == 0)
+        return true;
+    if (job->queued && clock_us() - job->moved_us < FAKE_MOVE_US)
+        return false;
+    if (!job->queued) {
+        snprintf(piece, sizeof piece, "%.*s", text.bytes > 6 ? (int)text.bytes - 6 : 0,
+                 text.bytes > 6 ? text.data + 6 : "");
+        job->total =
+            fake_says(job, "count:") ? (uint32_t)strtoul(piece, NULL, 10) : (text.bytes + 6) / 7;
+        job->position = fake_says(job, "queue:") ? (uint32_t)strtoul(piece, NULL, 10) + 1 : 1;
+    }
+    if (session_put_queued(s, job->request.request, job->id, text.bytes, job->position - 1,
+                           (job->position - 1) * 1500000ull) < 0)
+        return false;
+    job->queued = true;
+    job->position--;
+    job->moved_us = clock_us();
+    return job->position == 0;
+}
+
 /* One token, or the end; false: no room. */
 static inline bool fake_generate(struct session *s, struct fake_job *job)
 {
     struct admit_bytes text = job->request.text;
     uint32_t number = job->request.request;
-    char piece[32];
-    if (!job->queued) {
-        if (session_put_queued(s, number, 77, text.bytes, 0) < 0)
-            return false;
-        job->queued = true;
-        job->total = (text.bytes + 6) / 7;
-        if (text.bytes > 6 && memcmp(text.data, "count:", 6) == 0) {
-            snprintf(piece, sizeof piece, "%.*s", (int)text.bytes - 6, text.data + 6);
-            job->total = (uint32_t)strtoul(piece, NULL, 10);
-        }
-    }
+    char piece[64];
+    if (job->cancelled)
+        return fake_done(s, job, 0, INFER_FINISH_CANCEL, NULL);
+    if (!fake_queue(s, job))
+        return false;
     if ((job->request.flags & INFER_ABI_WANT_PROMPT) != 0) {
         static uint32_t sent; /* one such request at a time */
         while (sent < text.bytes) {
@@ -99,16 +134,18 @@ static inline bool fake_generate(struct session *s, struct fake_job *job)
         sent = 0;
         job->request.flags &= ~INFER_ABI_WANT_PROMPT;
     }
-    if (job->cancelled)
-        return fake_done(s, job, 0, INFER_FINISH_CANCEL, NULL);
-    if (text.bytes == 4 && memcmp(text.data, "hang", 4) == 0)
+    if (fake_says(job, "hang"))
         return false;
     if (job->sent == job->total)
         return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
     uint32_t n = 7;
     const char *from = text.data + job->sent * 7;
-    if (text.bytes > 6 && memcmp(text.data, "count:", 6) == 0) {
+    if (fake_says(job, "count:")) {
         n = (uint32_t)snprintf(piece, sizeof piece, "t%u ", job->sent);
+        from = piece;
+    } else if (fake_says(job, "fields")) {
+        n = (uint32_t)snprintf(piece, sizeof piece, "priority %u deadline %u",
+                               job->request.priority, job->request.deadline_ms);
         from = piece;
     } else if (text.bytes - job->sent * 7 < 7) {
         n = text.bytes - job->sent * 7;
@@ -177,7 +214,8 @@ static inline bool fake_tables(struct session *s, struct fake_job *job)
 static inline bool fake_step(struct session *s, struct fake_job *job)
 {
     if (job->error != 0)
-        return fake_done(s, job, job->error, INFER_FINISH_ERROR, "no such thing as \"bad\"");
+        return fake_done(s, job, job->error, INFER_FINISH_ERROR,
+                         job->error == INFER_E_NOT_FOUND ? "" : "no such thing as \"bad\"");
     switch (job->request.op) {
     case INFER_ABI_GENERATE:
         return fake_generate(s, job);
@@ -186,9 +224,74 @@ static inline bool fake_step(struct session *s, struct fake_job *job)
     case INFER_ABI_TOKENIZE:
     case INFER_ABI_DETOKENIZE:
         return fake_bytes(s, job);
+    case INFER_ABI_END:
+        return fake_done(s, job, 0, INFER_FINISH_NONE, NULL);
     default:
         return fake_tables(s, job);
     }
+}
+
+/* Ends the GENERATE with that id, whoever's it is. */
+static inline int fake_end(struct fake_daemon *d, uint64_t id)
+{
+    for (int i = 0; i < FAKE_SESSIONS; i++) {
+        struct fake_session *f = &d->sessions[i];
+        for (int k = 0; f->session != NULL && k < f->n_jobs; k++) {
+            struct fake_job *job = &f->jobs[k];
+            if (!job->used || job->request.op != INFER_ABI_GENERATE || job->id != id)
+                continue;
+            job->cancelled = true;
+            return 0;
+        }
+    }
+    return INFER_E_NOT_FOUND;
+}
+
+/* What runs, for the status page. */
+static inline void fake_show(struct fake_daemon *d)
+{
+    static struct infer_page page;
+    uint64_t now = clock_us();
+    memset(&page, 0, sizeof page);
+    page.status = (struct infer_status){
+        .bytes = sizeof page.status, .pid = 42, .version = "0.1", .event_loop = "fake"};
+    page.status.uptime_us = now;
+    page.status.n_tokens = now / 1000; /* a thousand a second */
+    page.status.tokens_per_s = 1000;
+    page.status.n_pages = 100;
+    page.status.n_pages_used = 37;
+    page.status.page_tokens = 16;
+    page.written_us = now;
+    for (int i = 0; i < FAKE_SESSIONS; i++) {
+        struct fake_session *f = &d->sessions[i];
+        for (int k = 0; f->session != NULL && k < f->n_jobs; k++) {
+            struct fake_job *job = &f->jobs[k];
+            if (!job->used || job->request.op != INFER_ABI_GENERATE ||
+                page.n_sequences == INFER_PAGE_SEQUENCES)
+                continue;
+            struct infer_page_sequence *row = &page.sequences[page.n_sequences++];
+            const struct peer *peer = session_peer(f->session);
+            *row = (struct infer_page_sequence){
+                .id = job->id,
+                .uid = peer->uid,
+                .pid = (uint32_t)peer->pid,
+                .model = 1,
+                .state = fake_says(job, "queue:") ? INFER_SEQUENCE_WAITING : INFER_SEQUENCE_DECODE,
+                .priority = job->request.priority,
+                .n_prompt = job->request.text.bytes,
+                .n_tokens = job->sent,
+                .position = job->position,
+                .n_pages = 3};
+            memcpy(row->client, peer->client, sizeof row->client);
+        }
+    }
+    page.status.n_running = page.n_sequences;
+    if (page.n_sequences > 0) {
+        page.n_users = 1;
+        page.users[0] = (struct infer_page_user){
+            .uid = page.sequences[0].uid, .weight = 100, .n_running = page.n_sequences};
+    }
+    status_page_write(d->status, &page);
 }
 
 /* A record of a client. */
@@ -214,9 +317,15 @@ static inline void fake_take(struct fake_daemon *d, struct fake_session *f,
     uint32_t number = r->request;
     job->error = -admit_parse(r, &job->request, &report);
     job->request.request = number;
+    if (job->request.n_messages > 0) /* a conversation is answered by its last message */
+        job->request.text = job->request.messages[job->request.n_messages - 1].content;
     if (job->error == 0 && job->request.text.bytes == 3 &&
         memcmp(job->request.text.data, "bad", 3) == 0)
         job->error = INFER_E_UNKNOWN_MODEL;
+    if (job->error == 0 && job->request.op == INFER_ABI_GENERATE)
+        job->id = d->next_id++;
+    if (job->error == 0 && job->request.op == INFER_ABI_END)
+        job->error = fake_end(d, job->request.target);
     d->n_requests++;
 }
 
@@ -273,7 +382,7 @@ static inline void fake_accept(struct fake_daemon *d)
             slot = &d->sessions[i];
     if (n <= 0 || peer_identify(fd, &peer) < 0 ||
         peer_handshake(fd, &peer, hello, (size_t)n, 1, slot == NULL ? INFER_E_SESSIONS_FULL : 0,
-                       &session) < 0) {
+                       status_page_fd(d->status), &session) < 0) {
         close(fd);
         return;
     }
@@ -298,6 +407,8 @@ static inline void fake_wait(struct fake_daemon *d, bool idle)
         p[n++] = (struct pollfd){.fd = f->socket, .events = POLLIN};
         p[n++] = (struct pollfd){.fd = session_doorbell(f->session), .events = POLLIN};
     }
+    if (!d->no_pages)
+        fake_show(d);
     if (idle)
         d->n_sleeps++;
     poll(p, n, idle ? 5 : 0);
@@ -335,6 +446,7 @@ static inline void *fake_main(void *arg)
     for (int i = 0; i < FAKE_SESSIONS; i++)
         if (d->sessions[i].session != NULL)
             fake_drop(&d->sessions[i]);
+    status_page_free(d->status);
     return NULL;
 }
 
@@ -348,6 +460,8 @@ static inline void fake_start(struct fake_daemon *d)
     if (d->listener < 0 || bind(d->listener, (struct sockaddr *)&address, sizeof address) < 0 ||
         listen(d->listener, 16) < 0)
         abort();
+    if (status_page_new(&d->status) < 0)
+        abort();
     d->stop = false;
     if (pthread_create(&d->thread, NULL, fake_main, d) != 0)
         abort();
@@ -359,6 +473,7 @@ static inline struct fake_daemon *fake_new(void)
     if (d == NULL)
         abort();
     snprintf(d->folder, sizeof d->folder, "/tmp/inferd-test-XXXXXX");
+    d->next_id = 77;
     if (mkdtemp(d->folder) == NULL)
         abort();
     snprintf(d->path, sizeof d->path, "%s/s", d->folder);

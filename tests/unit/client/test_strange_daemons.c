@@ -26,8 +26,10 @@ struct stranger {
     struct infer_abi_welcome welcome;
     ssize_t bytes; /* of the welcome; 0: close at once */
     int n_fds;
-    off_t file_bytes; /* of both memory files */
+    off_t file_bytes;   /* of both rings' files */
+    off_t status_bytes; /* of the status file */
     struct infer_abi_daemon_words *words;
+    struct infer_status_page *status;
     pthread_t thread;
 };
 
@@ -41,11 +43,14 @@ static void *stranger_main(void *arg)
     (void)!recv(s->peer, hello, sizeof hello, 0);
     for (int i = 0; i < INFER_ABI_FDS; i++) {
         fds[i] = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-        if (fds[i] < 0 || ftruncate(fds[i], s->file_bytes) < 0 ||
+        if (fds[i] < 0 || ftruncate(fds[i], i < 4 ? s->file_bytes : s->status_bytes) < 0 ||
             fcntl(fds[i], F_ADD_SEALS, F_SEAL_SHRINK) < 0)
             abort();
     }
     s->words = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fds[1], 0);
+    s->status = mmap(NULL, 1 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, fds[4], 0);
+    if (s->status_bytes > 4096)
+        s->status->bytes = sizeof(struct infer_page);
     struct iovec part = {&s->welcome, (size_t)s->bytes};
     struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1};
     if (s->n_fds > 0) {
@@ -83,18 +88,20 @@ static void stranger_start(struct stranger *s)
     s->welcome.token_ring_bytes = INFER_TOKEN_RING_DEFAULT;
     s->n_fds = INFER_ABI_FDS;
     s->file_bytes = INFER_ABI_DATA_OFFSET + INFER_TOKEN_RING_DEFAULT;
+    s->status_bytes = sizeof(struct infer_status_page);
 }
 
 static void stranger_end(struct stranger *s)
 {
     munmap(s->words, 1 << 20);
+    munmap(s->status, 1 << 20);
     close(s->listener);
     unlink(s->path);
 }
 
 static void test_strange_daemons(void **state)
 {
-    for (int i = 0; i < 9; i++) {
+    for (int i = 0; i < 10; i++) {
         struct stranger s;
         struct infer_conn *c;
         int code = INFER_E_PROTOCOL;
@@ -112,6 +119,8 @@ static void test_strange_daemons(void **state)
             s.welcome.token_ring_bytes = 12345;
         } else if (i == 5) {
             s.file_bytes = 4096; /* would be SIGBUS */
+        } else if (i == 9) {
+            s.status_bytes = 7;
         } else if (i == 6) {
             s.welcome.version = 9;
             code = INFER_E_VERSION;
@@ -183,6 +192,75 @@ static void test_nonsense_in_the_token_ring(void **state)
     }
 }
 
+static struct infer_conn *meet(struct stranger *s)
+{
+    struct infer_connect_options o = {.socket = s->path};
+    struct infer_conn *c;
+    pthread_create(&s->thread, NULL, stranger_main, s);
+    assert_int_equal(infer_connect(&o, &c), 0);
+    pthread_join(s->thread, NULL);
+    return c;
+}
+
+static void part(struct stranger *s, struct infer_conn *c)
+{
+    close(s->peer);
+    infer_close(c);
+    stranger_end(s);
+}
+
+/* The first daemons had four descriptors and no status page; a later one may have more. */
+static void test_daemons_of_other_ages(void **state)
+{
+    static struct infer_page page;
+    struct stranger s;
+    stranger_start(&s);
+    s.n_fds = 4;
+    struct infer_conn *c = meet(&s);
+    assert_int_equal(infer_read_page(c, &page), -INFER_E_UNSUPPORTED);
+    assert_non_null(strstr(infer_detail(c), "status page"));
+    part(&s, c);
+}
+
+/* Shorter and longer pages, impossible counts, names without an end, a page never finished. */
+static void test_strange_status_pages(void **state)
+{
+    static struct infer_page page;
+    struct stranger s;
+    stranger_start(&s);
+    s.status_bytes = 1 << 20;
+    struct infer_conn *c = meet(&s);
+    memset(&s.status->page, 0xff, sizeof s.status->page);
+    s.status->bytes = UINT32_MAX;
+    assert_int_equal(infer_read_page(c, &page), 0);
+    assert_int_equal(page.n_sequences, INFER_PAGE_SEQUENCES);
+    assert_int_equal(page.n_users, INFER_PAGE_USERS);
+    assert_int_equal(page.sequences[255].client[INFER_CLIENT_NAME_MAX - 1], '\0');
+    assert_int_equal(page.users[63].weight, UINT32_MAX);
+    s.status->bytes = offsetof(struct infer_page, n_sequences) + 3; /* an older daemon knew less */
+    assert_int_equal(infer_read_page(c, &page), 0);
+    assert_true(page.written_us == UINT64_MAX && page.n_sequences == 0 && page.users[63].uid == 0);
+    s.status->bytes = 0;
+    assert_int_equal(infer_read_page(c, &page), 0);
+    assert_true(page.status.pid == 0 && page.written_us == 0);
+    infer_ring_store(&s.status->sequence, 7);
+    page.n_users = 12345;
+    assert_int_equal(infer_read_page(c, &page), -INFER_E_DAEMON_LOST);
+    assert_non_null(strstr(infer_detail(c), "does not finish"));
+    assert_int_equal(page.n_users, 12345);
+    part(&s, c);
+
+    stranger_start(&s); /* the file ends within the page */
+    s.status_bytes = 4096;
+    c = meet(&s);
+    s.status->bytes = sizeof(struct infer_page);
+    s.status->page.n_sequences = 3;
+    assert_int_equal(infer_read_page(c, &page), 0);
+    assert_int_equal(page.n_sequences, 3);
+    assert_int_equal(page.users[0].uid, 0);
+    part(&s, c);
+}
+
 static int count_fds(void)
 {
     int n = 0;
@@ -209,6 +287,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_strange_daemons, remember_fds, compare_fds),
         cmocka_unit_test_setup_teardown(test_nonsense_in_the_token_ring, remember_fds, compare_fds),
+        cmocka_unit_test_setup_teardown(test_daemons_of_other_ages, remember_fds, compare_fds),
+        cmocka_unit_test_setup_teardown(test_strange_status_pages, remember_fds, compare_fds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -275,9 +275,10 @@ static void help_is_complete_and_narrow(void **state)
 {
     (void)state;
     static const char *const names[] = {
-        "model",     "socket",       "backend",      "backend-options", "threads",    "ctx",
-        "parallel",  "state-memory", "cache-type-k", "cache-type-v",    "event-loop", "spin-us",
-        "log-level", "inspect",      "tokenize",     "version",         "help",       "no-escape"};
+        "model",      "socket",   "backend",      "backend-options", "threads",
+        "ctx",        "parallel", "state-memory", "cache-type-k",    "cache-type-v",
+        "event-loop", "spin-us",  "log-level",    "inspect",         "tokenize",
+        "version",    "help",     "policy",       "no-escape"};
     char *text = NULL;
     size_t bytes = 0;
     FILE *out = open_memstream(&text, &bytes);

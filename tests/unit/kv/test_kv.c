@@ -1,20 +1,20 @@
-/* test_kv.c: the page ledger: what is held, shared, trimmed and given back always adds up. */
-#include "kv/kv.h"
+/* test_kv.c: the page ledger without an index: what is held, shared, copied, trimmed and given back
+ * always adds up. */
+#include "fake_pages.h"
 
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
 
-#include <cmocka.h>
+static struct fake_pages fake;
+static const int32_t text[] = {5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20};
 
 static void test_grow_and_trim(void **state)
 {
     (void)state;
     struct kv_pool *pool;
     struct kv_sequence s;
-    assert_int_equal(kv_pool_new(4, 16, &pool), 0);
-    assert_int_equal(kv_sequence_init(pool, &s, 100), 0);
+    struct kv_config c = {.n_pages = 4, .page_tokens = 16};
+    assert_int_equal(kv_pool_new(&c, &pool), 0);
+    assert_int_equal(kv_sequence_init(pool, &s, 100, 7), 0);
     assert_int_equal(s.room, 7);
     assert_int_equal(kv_sequence_grow(pool, &s, 1), 0);
     assert_int_equal(s.n_pages, 1);
@@ -22,94 +22,168 @@ static void test_grow_and_trim(void **state)
     assert_int_equal(s.n_pages, 1);
     assert_int_equal(kv_sequence_grow(pool, &s, 17), 0);
     assert_int_equal(s.n_pages, 2);
+    assert_int_equal(kv_sequence_grow(pool, &s, 3), 0); /* fewer: nothing */
+    assert_int_equal(s.n_tokens, 17);
     kv_sequence_trim(pool, &s, 16);
     assert_int_equal(s.n_pages, 1);
+    kv_sequence_trim(pool, &s, 90); /* more: nothing */
+    assert_int_equal(s.n_tokens, 16);
     assert_int_equal(kv_pool_used(pool), 1);
+    assert_int_equal(kv_pool_available(pool), 3);
     kv_sequence_done(pool, &s);
     assert_int_equal(kv_pool_used(pool), 0);
+    assert_int_equal(kv_pool_count(pool).n_free, 4); /* nothing was published */
     kv_pool_free(pool);
+}
+
+static void test_a_pool_of_no_pages(void **state)
+{
+    (void)state;
+    struct kv_pool *pool;
+    struct kv_sequence s;
+    struct kv_config c = {.n_pages = 0, .page_tokens = 16};
+    assert_int_equal(kv_pool_new(&c, &pool), 0);
+    assert_int_equal(kv_sequence_init(pool, &s, 0, 7), 0);
+    assert_int_equal(kv_sequence_match(pool, &s, text, 16), 0);
+    assert_int_equal(kv_sequence_grow(pool, &s, 0), 0);
+    kv_sequence_publish(pool, &s, text, 0);
+    kv_check(pool, (const struct kv_sequence *[]){&s}, 1);
+    kv_sequence_done(pool, &s);
+    assert_int_equal(kv_sequence_init(pool, &s, 16, 7), 0);
+    assert_int_equal(kv_sequence_match(pool, &s, text, 16), 0);
+    assert_int_equal(kv_sequence_grow(pool, &s, 1), -ENOSPC);
+    kv_sequence_done(pool, &s);
+    kv_pool_free(pool);
+    kv_pool_free(NULL);
 }
 
 static void test_a_failed_grow_takes_nothing(void **state)
 {
     (void)state;
-    struct kv_pool *pool;
+    struct kv_pool *pool = fake_pool(&fake, 3);
     struct kv_sequence a, b;
-    assert_int_equal(kv_pool_new(3, 16, &pool), 0);
-    assert_int_equal(kv_sequence_init(pool, &a, 48), 0);
-    assert_int_equal(kv_sequence_init(pool, &b, 48), 0);
-    assert_int_equal(kv_sequence_grow(pool, &a, 32), 0);
-    assert_int_equal(kv_sequence_grow(pool, &b, 32), -ENOSPC);
+    assert_int_equal(kv_sequence_init(pool, &a, 12, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 12, 7), 0);
+    assert_int_equal(kv_sequence_grow(pool, &a, 8), 0);
+    assert_int_equal(kv_sequence_grow(pool, &b, 8), -ENOSPC);
     assert_int_equal(b.n_pages, 0);
+    assert_int_equal(b.n_tokens, 0);
     assert_int_equal(kv_pool_used(pool), 2);
     kv_check(pool, (const struct kv_sequence *[]){&a, &b}, 2);
     kv_sequence_done(pool, &a);
-    assert_int_equal(kv_sequence_grow(pool, &b, 48), 0);
+    assert_int_equal(kv_sequence_grow(pool, &b, 12), 0);
     kv_sequence_done(pool, &b);
     kv_pool_free(pool);
 }
 
-static void test_shared_pages_are_read_only_and_outlive_their_first_holder(void **state)
+static void test_fork_shares_whole_pages_and_copies_the_rest(void **state)
 {
     (void)state;
-    struct kv_pool *pool;
+    struct kv_pool *pool = fake_pool(&fake, 8);
     struct kv_sequence a, b;
-    assert_int_equal(kv_pool_new(8, 16, &pool), 0);
-    assert_int_equal(kv_sequence_init(pool, &a, 64), 0);
-    assert_int_equal(kv_sequence_init(pool, &b, 64), 0);
-    assert_int_equal(kv_sequence_grow(pool, &a, 40), 0);
-    assert_int_equal(kv_sequence_share(pool, &a, &b, 40), 32); /* whole pages only */
-    assert_int_equal(kv_pool_used(pool), 3);
-    assert_false(kv_sequence_writable(pool, &b, 31));
+    const struct kv_sequence *all[] = {&a, &b};
+    assert_int_equal(kv_sequence_init(pool, &a, 16, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 16, 7), 0);
+    fake_prefill(&fake, pool, &a, text, 10);
+    assert_int_equal(kv_sequence_fork(pool, &a, &b, 10), 0);
+    assert_int_equal(fake.n_copied, 1);
+    assert_int_equal(fake.last_from, a.pages[2]);
+    assert_int_equal(fake.last_to, b.pages[2]);
+    assert_int_equal(kv_pool_used(pool), 4);
+    assert_int_equal(kv_pool_count(pool).n_shared, 2);
+    assert_int_equal(b.n_published, 2);
+    assert_false(kv_sequence_writable(pool, &b, 7));
     assert_false(kv_sequence_writable(pool, &a, 0));
-    assert_true(kv_sequence_writable(pool, &a, 33));
-    kv_check(pool, (const struct kv_sequence *[]){&a, &b}, 2);
-    kv_sequence_done(pool, &a);
-    assert_int_equal(kv_pool_used(pool), 2);
-    assert_true(kv_sequence_writable(pool, &b, 31));
+    assert_true(kv_sequence_writable(pool, &a, 10));
+    assert_true(kv_sequence_writable(pool, &b, 10));
+    fake_check(&fake, &b, text);
+    kv_check(pool, all, 2);
+    kv_sequence_done(pool, &a); /* b outlives it */
+    fake_check(&fake, &b, text);
+    assert_int_equal(kv_pool_used(pool), 3);
+    kv_check(pool, all + 1, 1);
     kv_sequence_done(pool, &b);
     kv_pool_free(pool);
 }
 
-static uint32_t next_random(uint32_t *x)
-{
-    *x = *x * 1664525u + 1013904223u;
-    return *x >> 8;
-}
-
-static void test_random_life_keeps_the_ledger(void **state)
+static void test_a_fork_at_a_page_boundary_needs_no_page(void **state)
 {
     (void)state;
-    enum { N = 12 };
-    struct kv_pool *pool;
-    struct kv_sequence s[N];
-    const struct kv_sequence *all[N];
-    uint32_t x = 7;
-    assert_int_equal(kv_pool_new(40, 4, &pool), 0);
-    for (int i = 0; i < N; i++) {
-        assert_int_equal(kv_sequence_init(pool, &s[i], 64), 0);
+    struct kv_pool *pool = fake_pool(&fake, 2);
+    struct kv_sequence a, b;
+    assert_int_equal(kv_sequence_init(pool, &a, 8, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 8, 7), 0);
+    fake_prefill(&fake, pool, &a, text, 7);
+    assert_int_equal(kv_sequence_fork(pool, &a, &b, 7), -ENOSPC); /* and takes nothing */
+    assert_int_equal(b.n_pages, 0);
+    assert_int_equal(kv_pool_count(pool).n_shared, 0);
+    kv_check(pool, (const struct kv_sequence *[]){&a, &b}, 2);
+    assert_int_equal(kv_sequence_fork(pool, &a, &b, 4), 0);
+    assert_int_equal(b.n_tokens, 4);
+    assert_int_equal(fake.n_copied, 0);
+    kv_sequence_done(pool, &a);
+    kv_sequence_done(pool, &b);
+    kv_pool_free(pool);
+}
+
+static void test_n_answers_go_their_own_ways(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 16);
+    struct kv_sequence s[4];
+    const struct kv_sequence *all[4];
+    int32_t tokens[4][16];
+    for (uint32_t i = 0; i < 4; i++) {
         all[i] = &s[i];
+        memcpy(tokens[i], text, sizeof tokens[i]);
+        assert_int_equal(kv_sequence_init(pool, &s[i], 16, 7), 0);
     }
-    for (int step = 0; step < 5000; step++) {
-        struct kv_sequence *one = &s[next_random(&x) % N];
-        uint32_t tokens = next_random(&x) % 65;
-        switch (next_random(&x) % 4) {
-        case 0:
-        case 1:
-            kv_sequence_grow(pool, one, tokens);
-            break;
-        case 2:
-            kv_sequence_trim(pool, one, tokens);
-            break;
-        default:
-            kv_sequence_trim(pool, one, 0);
-            kv_sequence_share(pool, &s[next_random(&x) % N], one, tokens);
-            break;
+    fake_prefill(&fake, pool, &s[0], text, 9);
+    for (uint32_t i = 1; i < 4; i++)
+        assert_int_equal(kv_sequence_fork(pool, &s[0], &s[i], 9), 0);
+    for (uint32_t n = 10; n <= 16; n++)
+        for (uint32_t i = 0; i < 4; i++) {
+            tokens[i][n - 1] = (int32_t)(100 + i);
+            assert_int_equal(kv_sequence_grow(pool, &s[i], n), 0);
+            fake_write(&fake, pool, &s[i], tokens[i], n - 1);
+            kv_sequence_publish(pool, &s[i], tokens[i], n);
+            kv_check(pool, all, 4);
         }
-        kv_check(pool, all, N);
-    }
-    for (int i = 0; i < N; i++)
+    assert_int_equal(fake.n_copied, 3);
+    assert_int_equal(kv_pool_used(pool), 2 + 4 * 2);
+    for (uint32_t i = 0; i < 4; i++)
+        fake_check(&fake, &s[i], tokens[i]);
+    for (uint32_t i = 0; i < 4; i++)
         kv_sequence_done(pool, &s[i]);
+    assert_int_equal(kv_pool_count(pool).n_cached, 10);
+    kv_pool_free(pool);
+}
+
+/* Unpublished pages that are shared are not entered: the other holder would hold an indexed page
+ * without its ancestors. */
+static void test_an_unpublished_fork_waits_with_publishing(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 8);
+    struct kv_sequence a, b;
+    const struct kv_sequence *all[] = {&a, &b};
+    assert_int_equal(kv_sequence_init(pool, &a, 16, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 16, 7), 0);
+    assert_int_equal(kv_sequence_grow(pool, &a, 8), 0);
+    fake_write(&fake, pool, &a, text, 0);
+    assert_int_equal(kv_sequence_fork(pool, &a, &b, 8), 0);
+    kv_sequence_publish(pool, &a, text, 8);
+    assert_int_equal(a.n_published, 0);
+    kv_check(pool, all, 2);
+    kv_sequence_trim(pool, &b, 4);
+    kv_sequence_publish(pool, &a, text, 8);
+    assert_int_equal(a.n_published, 0); /* its first page is still shared */
+    kv_sequence_trim(pool, &b, 0);
+    kv_sequence_publish(pool, &a, text, 8);
+    assert_int_equal(a.n_published, 2);
+    kv_check(pool, all, 2);
+    kv_sequence_done(pool, &a);
+    kv_sequence_done(pool, &b);
     kv_pool_free(pool);
 }
 
@@ -117,9 +191,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_grow_and_trim),
+        cmocka_unit_test(test_a_pool_of_no_pages),
         cmocka_unit_test(test_a_failed_grow_takes_nothing),
-        cmocka_unit_test(test_shared_pages_are_read_only_and_outlive_their_first_holder),
-        cmocka_unit_test(test_random_life_keeps_the_ledger),
+        cmocka_unit_test(test_fork_shares_whole_pages_and_copies_the_rest),
+        cmocka_unit_test(test_a_fork_at_a_page_boundary_needs_no_page),
+        cmocka_unit_test(test_n_answers_go_their_own_ways),
+        cmocka_unit_test(test_an_unpublished_fork_waits_with_publishing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

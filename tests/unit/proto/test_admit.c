@@ -61,7 +61,8 @@ static void expect_sampling(struct infer_sampling s, const char *sentence)
         assert_int_equal(admit_check_sampling(&s, &report), 0);
         return;
     }
-    assert_int_equal(admit_check_sampling(&s, &report), -INFER_E_BAD_PARAMETER);
+    assert_true(admit_check_sampling(&s, &report) < 0);
+    assert_int_equal(report.code, s.reserved[16] ? INFER_E_UNSUPPORTED : INFER_E_BAD_PARAMETER);
     assert_string_equal(report.text, sentence);
 }
 
@@ -127,8 +128,9 @@ static void test_sampling_sentences(void **state)
     s.ignore_eos = 2;
     expect_sampling(s, "ignore_eos is 2; it must be at most 1");
     s = d;
-    s.reserved = 1;
-    expect_sampling(s, "reserved is 1; it must be at most 0");
+    s.reserved[16] = 1;
+    expect_sampling(s, "the client set a sampling parameter that this daemon does not know; update "
+                       "the daemon");
     s = d;
     s.max_tokens = UINT32_MAX;
     s.seed = UINT64_MAX;
@@ -145,15 +147,13 @@ static void test_sampling_reaches_the_request(void **state)
 
     r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
     r.submit.sampling.bytes = 60;
-    expect(r, INFER_E_BAD_REQUEST,
-           "the sampling parameters take 60 bytes; they must take 64 to 64");
+    expect(r, INFER_E_BAD_REQUEST, "the sampling parameters take 60 bytes; they must take 128");
     r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
     r.submit.sampling.bytes = 68;
     expect(r, INFER_E_BAD_REQUEST, NULL);
 
     r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
     r.submit.fixed_bytes += 16; /* a newer client */
-    r.submit.sampling.bytes += 16;
     r.submit.sampling.seed = 99;
     assert_int_equal(admit_parse(&r, &a, &report), 0);
     assert_int_equal(a.sampling.seed, 99);
@@ -163,6 +163,48 @@ static void test_sampling_reaches_the_request(void **state)
     r = make(INFER_ABI_TOKENIZE, INFER_ABI_TEXT, "hello", 5);
     r.submit.sampling.top_p = 7; /* means nothing here */
     expect(r, 0, NULL);
+}
+
+static void test_priority_and_deadline(void **state)
+{
+    static const uint32_t ops[] = {INFER_ABI_GENERATE, INFER_ABI_SCORE};
+    struct admit_request a;
+    struct report report;
+    for (uint32_t i = 0; i < 2 * 3; i++) {
+        struct session_request r = make(ops[i / 3], INFER_ABI_TEXT, "hello", 5);
+        r.submit.priority = i % 3;
+        r.submit.deadline_ms = i == 0 ? 0 : UINT32_MAX - i;
+        assert_int_equal(admit_parse(&r, &a, &report), 0);
+        assert_int_equal(a.priority, i % 3);
+        assert_int_equal(a.deadline_ms, i == 0 ? 0 : UINT32_MAX - i);
+        assert_true(a.target == 0);
+        admit_done(&a);
+    }
+    struct session_request r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
+    r.submit.priority = 3;
+    expect(r, INFER_E_BAD_PARAMETER, "priority is 3; it must be at most 2");
+    r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
+    r.submit.priority = UINT32_MAX;
+    expect(r, INFER_E_BAD_PARAMETER, "priority is 4294967295; it must be at most 2");
+}
+
+static void test_end(void **state)
+{
+    struct admit_request a;
+    struct report report;
+    struct session_request r = make(INFER_ABI_END, 0, NULL, 0);
+    r.submit.target = 1ull << 40;
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.op == INFER_ABI_END && a.target == 1ull << 40 && a.input == 0);
+    admit_done(&a);
+    expect(make(INFER_ABI_END, 0, NULL, 0), 0, NULL); /* 0 is an id that nobody has */
+    expect(make(INFER_ABI_END, INFER_ABI_TEXT, "hello", 5), INFER_E_BAD_REQUEST,
+           "the request carries 5 bytes; it takes none");
+    r = make(INFER_ABI_STATUS, 0, NULL, 0);
+    r.submit.target = 1;
+    expect(r, INFER_E_BAD_REQUEST, "operation 5 takes no target");
+    r = make(INFER_ABI_END + 1, 0, NULL, 0);
+    expect(r, INFER_E_UNSUPPORTED, "operation 8 is not known");
 }
 
 static void test_text(void **state)
@@ -399,6 +441,8 @@ int main(void)
         cmocka_unit_test(test_sampling_floats),
         cmocka_unit_test(test_sampling_sentences),
         cmocka_unit_test(test_sampling_reaches_the_request),
+        cmocka_unit_test(test_priority_and_deadline),
+        cmocka_unit_test(test_end),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_tokens),

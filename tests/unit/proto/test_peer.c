@@ -7,11 +7,13 @@
 #include <cmocka.h>
 
 #include "proto/peer.h"
+#include "proto/status_page.h"
 
 #include <fcntl.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct answer {
@@ -20,7 +22,10 @@ struct answer {
     ssize_t bytes; /* of the welcome; -1: none came */
     struct infer_abi_welcome welcome;
     int n_fds;
+    ino_t status_inode; /* of the last descriptor */
 };
+
+static struct status_page *status; /* as the daemon has it: one for all */
 
 static struct infer_abi_hello plain_hello(void)
 {
@@ -45,7 +50,8 @@ static struct answer shake(const void *hello, size_t bytes, int refuse)
     assert_int_equal(peer_identify(pair[0], &peer), 0);
     assert_int_equal(peer.uid, getuid());
     assert_int_equal(peer.pid, getpid());
-    a.result = peer_handshake(pair[0], &peer, hello, bytes, 5, refuse, &a.session);
+    a.result = peer_handshake(pair[0], &peer, hello, bytes, 5, refuse,
+                              refuse != 0 ? -1 : status_page_fd(status), &a.session);
     struct iovec part = {&a.welcome, sizeof a.welcome};
     struct msghdr m = {.msg_iov = &part,
                        .msg_iovlen = 1,
@@ -56,6 +62,9 @@ static struct answer shake(const void *hello, size_t bytes, int refuse)
     if (c != NULL) {
         a.n_fds = (int)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
         memcpy(fds, CMSG_DATA(c), (size_t)a.n_fds * sizeof(int));
+        struct stat about;
+        assert_int_equal(fstat(fds[a.n_fds - 1], &about), 0);
+        a.status_inode = about.st_ino;
         for (int i = 0; i < a.n_fds; i++)
             close(fds[i]);
     }
@@ -84,6 +93,21 @@ static void test_welcome(void **state)
     assert_int_equal(token, INFER_TOKEN_RING_DEFAULT);
     assert_string_equal(session_peer(a.session)->client, "a?b??");
     session_free(a.session);
+}
+
+/* All sessions get the one status file, and none closes it. */
+static void test_status_file_is_shared(void **state)
+{
+    struct infer_abi_hello h = plain_hello();
+    struct stat about;
+    for (int i = 0; i < 3; i++) {
+        struct answer a = shake(&h, sizeof h, 0);
+        assert_int_equal(a.result, 0);
+        assert_int_equal(session_descriptors(a.session).fd[4], status_page_fd(status));
+        session_free(a.session);
+        assert_int_equal(fstat(status_page_fd(status), &about), 0);
+        assert_int_equal(about.st_ino, a.status_inode);
+    }
 }
 
 static void test_name_without_end(void **state)
@@ -211,17 +235,25 @@ static void test_no_descriptors(void **state)
     }
 }
 
+static int make_status(void **state)
+{
+    return status_page_new(&status);
+}
+
+static int free_status(void **state)
+{
+    status_page_free(status);
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_welcome),
-        cmocka_unit_test(test_name_without_end),
-        cmocka_unit_test(test_ring_sizes_are_granted),
-        cmocka_unit_test(test_versions),
-        cmocka_unit_test(test_newer_hello),
-        cmocka_unit_test(test_strangers),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_welcome),          cmocka_unit_test(test_status_file_is_shared),
+        cmocka_unit_test(test_name_without_end), cmocka_unit_test(test_ring_sizes_are_granted),
+        cmocka_unit_test(test_versions),         cmocka_unit_test(test_newer_hello),
+        cmocka_unit_test(test_strangers),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_no_descriptors),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, make_status, free_status);
 }

@@ -100,12 +100,13 @@ static void test_every_event(void **state)
     char text[INFER_TOKEN_TEXT_MAX + 1];
     memset(text, 'x', sizeof text);
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
-    assert_int_equal(session_put_queued(w.session, 9, 1ull << 40, 3, 2), 0);
+    assert_int_equal(session_put_queued(w.session, 9, 1ull << 40, 3, 2, 1ull << 33), 0);
     assert_int_equal(session_put_token(w.session, 9, 5, -0.5f, 1, true, "abcde", 5, top, 2), 0);
     assert_int_equal(session_put_done(w.session, 9, &done, "why"), 0);
     session_publish(w.session);
     assert_int_equal(wire_take(&w, &e), sizeof e.queued);
     assert_true(e.queued.id == 1ull << 40 && e.queued.n_prompt == 3 && e.queued.position == 2);
+    assert_true(e.queued.start_us == 1ull << 33);
     assert_int_equal(wire_take(&w, &e), sizeof e.token + 8 + 16);
     assert_int_equal(e.token.head.flags, INFER_ABI_TEXT_ONLY);
     assert_memory_equal(e.bytes + sizeof e.token, "abcde\0\0\0", 8);
@@ -156,7 +157,7 @@ static void expect_broken(struct wire *w)
     wire_publish(w);
     assert_int_equal(session_poll(w->session, &r), -INFER_E_PROTOCOL);
     assert_int_equal(session_poll(w->session, &r), -INFER_E_PROTOCOL); /* never repaired */
-    assert_int_equal(session_put_queued(w->session, 1, 1, 1, 1), -INFER_E_PROTOCOL);
+    assert_int_equal(session_put_queued(w->session, 1, 1, 1, 1, 0), -INFER_E_PROTOCOL);
     session_close(w->session, INFER_E_PROTOCOL);
     assert_int_equal(w->daemon->closed, INFER_E_PROTOCOL);
     wire_close(w);
@@ -187,12 +188,12 @@ static void test_impossible_token_heads(void **state)
         int r;
         wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
         if (heads[i] == 4) { /* published, but no record ends there */
-            session_put_queued(w.session, 1, 1, 1, 1);
+            session_put_queued(w.session, 1, 1, 1, 1, 0);
             session_publish(w.session);
         }
         infer_ring_store(&w.words->token_head, heads[i]); /* read ahead of what was written */
         do
-            r = session_put_queued(w.session, 1, 1, 1, 1);
+            r = session_put_queued(w.session, 1, 1, 1, 1, 0);
         while (r == 0);
         assert_int_equal(r, -INFER_E_PROTOCOL);
         expect_broken(&w);
@@ -222,8 +223,8 @@ static void test_bad_record_lengths(void **state)
 static void test_bad_records(void **state)
 {
     struct infer_abi_submit s = plain_submit(100);
-    uint8_t bytes[200] = {0};
-    static const uint32_t fixed[] = {0, 16, 175, 300, UINT32_MAX};
+    uint8_t bytes[sizeof s] = {0};
+    static const uint32_t fixed[] = {0, 16, INFER_ABI_SUBMIT_MIN - 1, 300, UINT32_MAX};
     struct wire w;
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
         wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
@@ -283,6 +284,44 @@ static void test_longer_fixed_part(void **state)
     assert_memory_equal(r.payload, "hello", 5);
     assert_int_equal(r.submit.fixed_bytes, BIG + 40);
     free(r.payload);
+    wire_close(&w);
+}
+
+/* Every length from the first form to this one: what the client did not know reads as zero, the
+ * payload begins where it said. */
+static void test_shorter_fixed_part(void **state)
+{
+    struct infer_abi_submit s = plain_submit(5);
+    struct session_request r;
+    struct wire w;
+    s.priority = s.deadline_ms = UINT32_MAX;
+    s.target = UINT64_MAX;
+    for (uint32_t fixed = INFER_ABI_SUBMIT_MIN; fixed <= BIG; fixed++) {
+        struct infer_abi_submit want;
+        wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
+        wire_submit(&w, 1, &s, fixed, "hello", 5);
+        wire_publish(&w);
+        assert_int_equal(session_poll(w.session, &r), 1);
+        assert_int_equal(r.payload_bytes, 5);
+        assert_memory_equal(r.payload, "hello", 5);
+        memset(&want, 0, sizeof want);
+        memcpy(&want, &s, fixed);
+        assert_memory_equal((uint8_t *)&r.submit + 16, (uint8_t *)&want + 16, BIG - 16);
+        free(r.payload);
+        wire_close(&w);
+    }
+    wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
+    wire_submit(&w, 1, &s, INFER_ABI_SUBMIT_MIN, "hello", 5);
+    wire_publish(&w);
+    struct admit_request a;
+    struct report report;
+    assert_int_equal(session_poll(w.session, &r), 1);
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.priority == INFER_PRIORITY_NORMAL && a.deadline_ms == 0 && a.target == 0);
+    admit_done(&a);
+    wire_submit(&w, 2, &s, INFER_ABI_SUBMIT_MIN - 1, "hello", 5);
+    wire_publish(&w);
+    assert_int_equal(session_poll(w.session, &r), -INFER_E_PROTOCOL);
     wire_close(&w);
 }
 
@@ -346,9 +385,9 @@ static void test_seals_hold(void **state)
     }
     if (again >= 0)
         close(again);
-    assert_int_equal(session_put_queued(w.session, 1, 1, 1, 1), 0); /* the daemon still writes */
+    assert_int_equal(session_put_queued(w.session, 1, 1, 1, 1, 0), 0); /* the daemon still writes */
     session_publish(w.session);
-    assert_int_equal(w.daemon->token_tail, 32);
+    assert_int_equal(w.daemon->token_tail, sizeof(struct infer_abi_queued));
     wire_close(&w);
 }
 
@@ -366,9 +405,9 @@ static void test_shared_descriptors_never_block(void **state)
     for (uint32_t i = 0; i < 100000; i++) {
         uint8_t record[INFER_RECORD_MAX];
         infer_ring_store(&w.words->waiting, INFER_ABI_EVENTFD);
-        assert_int_equal(session_put_queued(w.session, 1, i, 1, 1), 0);
+        assert_int_equal(session_put_queued(w.session, 1, i, 1, 1, 0), 0);
         session_publish(w.session);
-        assert_int_equal(wire_take(&w, record), 32);
+        assert_int_equal(wire_take(&w, record), sizeof(struct infer_abi_queued));
     }
     session_drain_doorbell(w.session); /* empty and "blocking" */
     alarm(0);
@@ -388,20 +427,20 @@ static void test_bell(void **state)
     uint64_t rings[8];
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
     int bell = session_descriptors(w.session).fd[3];
-    session_put_queued(w.session, 1, 1, 1, 1);
+    session_put_queued(w.session, 1, 1, 1, 1, 0);
     session_publish(w.session);
     assert_false(readable(bell)); /* the client is awake */
     infer_ring_store(&w.words->waiting, INFER_ABI_EVENTFD);
     session_publish(w.session);
     assert_false(readable(bell)); /* nothing new */
     for (int i = 0; i < 5; i++) {
-        session_put_queued(w.session, 1, 1, 1, 1);
+        session_put_queued(w.session, 1, 1, 1, 1, 0);
         session_publish(w.session);
     }
     assert_int_equal(read(bell, rings, sizeof rings), 8); /* once until the head moves */
     while (wire_take(&w, record) > 0)
         ;
-    session_put_queued(w.session, 1, 1, 1, 1);
+    session_put_queued(w.session, 1, 1, 1, 1, 0);
     session_publish(w.session);
     assert_int_equal(read(bell, rings, sizeof rings), 8);
     session_close(w.session, INFER_E_SHUTDOWN);
@@ -416,12 +455,13 @@ static void test_bell_after_the_client_read_already(void **state)
     struct wire w;
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
     int bell = session_descriptors(w.session).fd[3];
-    session_put_queued(w.session, 1, 1, 1, 1);
+    session_put_queued(w.session, 1, 1, 1, 1, 0);
     infer_ring_store(&w.words->waiting, INFER_ABI_EVENTFD);
-    infer_ring_store(&w.words->token_head, 32); /* as the daemon sees it between its two loads */
+    /* As the daemon sees it between its two loads. */
+    infer_ring_store(&w.words->token_head, sizeof(struct infer_abi_queued));
     session_publish(w.session);
     assert_false(readable(bell));
-    session_put_queued(w.session, 1, 2, 1, 1);
+    session_put_queued(w.session, 1, 2, 1, 1, 0);
     session_publish(w.session);
     assert_true(readable(bell));
     wire_close(&w);
@@ -518,9 +558,9 @@ static void test_bad_ring_sizes(void **state)
 {
     struct peer peer = {.uid = 0};
     struct session *s;
-    assert_int_equal(session_new(&peer, 4097, INFER_TOKEN_RING_MIN, &s), -EINVAL);
-    assert_int_equal(session_new(&peer, 2048, INFER_TOKEN_RING_MIN, &s), -EINVAL);
-    assert_int_equal(session_new(&peer, 4096, INFER_TOKEN_RING_MAX * 2, &s), -EINVAL);
+    assert_int_equal(session_new(&peer, 4097, INFER_TOKEN_RING_MIN, -1, &s), -EINVAL);
+    assert_int_equal(session_new(&peer, 2048, INFER_TOKEN_RING_MIN, -1, &s), -EINVAL);
+    assert_int_equal(session_new(&peer, 4096, INFER_TOKEN_RING_MAX * 2, -1, &s), -EINVAL);
 }
 
 int main(void)
@@ -536,6 +576,7 @@ int main(void)
         cmocka_unit_test(test_bad_records),
         cmocka_unit_test(test_unknown_kind_is_handed_on),
         cmocka_unit_test(test_longer_fixed_part),
+        cmocka_unit_test(test_shorter_fixed_part),
         cmocka_unit_test(test_oversize_payload_is_skipped),
         cmocka_unit_test(test_seals_hold),
         cmocka_unit_test(test_shared_descriptors_never_block),

@@ -24,7 +24,7 @@ static inline void wire_open(struct wire *w, uint32_t request_bytes, uint32_t to
 {
     struct peer peer = {.uid = 1, .client = "test"};
     memset(w, 0, sizeof *w);
-    if (session_new(&peer, request_bytes, token_bytes, &w->session) < 0)
+    if (session_new(&peer, request_bytes, token_bytes, -1, &w->session) < 0)
         abort();
     struct session_fds fds = session_descriptors(w->session);
     w->request_bytes = request_bytes;
@@ -63,7 +63,7 @@ static inline void wire_put(struct wire *w, uint16_t kind, uint32_t request, uin
     w->tail += infer_ring_padded(sizeof head + n);
 }
 
-/* A SUBMIT with fixed_bytes of fixed part (more than the struct: 0xee) and the first n bytes of
+/* A SUBMIT with fixed_bytes of fixed part (beyond the struct: 0xee) and the first n bytes of
  * its payload. */
 static inline void wire_submit(struct wire *w, uint32_t request, struct infer_abi_submit *submit,
                                uint32_t fixed_bytes, const void *payload, uint32_t n)
@@ -71,7 +71,8 @@ static inline void wire_submit(struct wire *w, uint32_t request, struct infer_ab
     uint8_t body[INFER_RECORD_MAX];
     memset(body, 0xee, sizeof body);
     submit->fixed_bytes = fixed_bytes;
-    memcpy(body, (uint8_t *)submit + 16, sizeof *submit - 16);
+    memcpy(body, (uint8_t *)submit + 16,
+           (fixed_bytes < sizeof *submit ? fixed_bytes : sizeof *submit) - 16);
     if (n > 0)
         memcpy(body + fixed_bytes - 16, payload, n);
     wire_put(w, INFER_ABI_SUBMIT, request, fixed_bytes + n, body, fixed_bytes - 16 + n);

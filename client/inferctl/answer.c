@@ -10,6 +10,15 @@
 #include <string.h>
 
 #define ANSWER_WAIT_MS 50
+#define WAIT_REDRAW_S  0.5
+
+/* The place in the queue, as the last QUEUED told it. */
+struct waiting {
+    bool queued, drawn;
+    uint32_t position;
+    double starts; /* clock of ctl_seconds(); 0: not known */
+    double drawn_at;
+};
 
 void answer_request(const struct ctl *ctl, struct infer_request *ret_request)
 {
@@ -26,6 +35,8 @@ void answer_request(const struct ctl *ctl, struct infer_request *ret_request)
     ret_request->biases = o->biases;
     ret_request->n_biases = o->n_biases;
     ret_request->sampling = o->sampling;
+    ret_request->priority = o->priority;
+    ret_request->deadline_ms = (uint32_t)ceil((double)o->deadline * 1e3);
 }
 
 void answer_done(struct answer *answer)
@@ -84,6 +95,54 @@ static void take_done(struct answer *answer, const struct infer_event *event)
     }
 }
 
+/* ---- the wait in the queue ------------------------------------------------------------------- */
+
+static void forget_waiting(struct waiting *waiting)
+{
+    if (waiting->drawn)
+        term_progress_clear();
+    memset(waiting, 0, sizeof *waiting);
+}
+
+static void note_waiting(struct waiting *waiting, const struct infer_event *event)
+{
+    if (event->position == 0 && event->start_us == 0) { /* it runs */
+        forget_waiting(waiting);
+        return;
+    }
+    waiting->queued = true;
+    waiting->position = event->position;
+    waiting->starts = event->start_us ? ctl_seconds() + (double)event->start_us * 1e-6 : 0;
+    waiting->drawn_at = 0;
+}
+
+/* Called when nothing has come for a while, so that a short wait shows nothing. */
+static void show_waiting(struct waiting *waiting)
+{
+    double now = ctl_seconds();
+    double left = waiting->starts - now;
+    char start[32] = "", place[48];
+
+    if (!waiting->queued || now - waiting->drawn_at < WAIT_REDRAW_S)
+        return;
+    if (waiting->position == 0)
+        snprintf(place, sizeof place, "next");
+    else
+        snprintf(place, sizeof place, "%u before this one", waiting->position);
+    if (left < 60)
+        snprintf(start, sizeof start, "%.0fs", left > 0 ? left : 0);
+    else
+        output_duration((uint64_t)left * 1000000u, start);
+    if (waiting->starts > 0 && left >= 0.5)
+        term_remark("waiting: %s, starts in about %s", place, start);
+    else
+        term_remark("waiting: %s%s", place, waiting->starts > 0 ? ", starts soon" : "");
+    waiting->drawn = true;
+    waiting->drawn_at = now;
+}
+
+/* ---- events ---------------------------------------------------------------------------------- */
+
 static void take_event(struct answer *answer, const struct infer_event *event, bool stream)
 {
     switch (event->kind) {
@@ -98,7 +157,7 @@ static void take_event(struct answer *answer, const struct infer_event *event, b
     case INFER_EVENT_DONE:
         take_done(answer, event);
         break;
-    default: /* QUEUED, and whatever a newer library may tell */
+    default: /* QUEUED, which gather() took; and whatever a newer library may tell */
         break;
     }
 }
@@ -115,7 +174,8 @@ static bool interrupted_enough(struct ctl *ctl, uint32_t id, struct answer *answ
     return n > 1;
 }
 
-static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answer)
+static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answer,
+                  struct waiting *waiting)
 {
     struct infer_event event;
     int timeout_ms = 0;
@@ -133,10 +193,16 @@ static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answ
         if (r == 0) {
             if (stream)
                 fflush(stdout);
+            if (timeout_ms > 0)
+                show_waiting(waiting);
             timeout_ms = ANSWER_WAIT_MS;
             continue;
         }
         timeout_ms = 0;
+        if (event.kind == INFER_EVENT_QUEUED)
+            note_waiting(waiting, &event);
+        else if (waiting->queued && event.kind != INFER_EVENT_PROMPT)
+            forget_waiting(waiting);
         take_event(answer, &event, stream);
         if (event.kind == INFER_EVENT_DONE)
             return 0;
@@ -150,6 +216,7 @@ static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answ
 int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream,
                struct answer *ret_answer)
 {
+    struct waiting waiting = {false, false, 0, 0, 0};
     uint32_t id;
     int r;
 
@@ -164,7 +231,9 @@ int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream
     r = infer_submit(ctl->conn, request, &id);
     if (r < 0)
         return r;
-    return gather(ctl, id, stream, ret_answer);
+    r = gather(ctl, id, stream, ret_answer, &waiting);
+    forget_waiting(&waiting);
+    return r;
 }
 
 /* Tokens per second, or NaN when nothing was measured. */

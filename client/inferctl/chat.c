@@ -274,6 +274,7 @@ static int take_turn(struct chat *chat, const char *text)
     answer_request(chat->ctl, &request);
     request.messages = chat->messages;
     request.n_messages = chat->n;
+    request.priority = INFER_PRIORITY_INTERACTIVE; /* somebody sits there */
     term_interrupts_forget();
     r = answer_run(chat->ctl, &request, true, &answer);
     if (!answer.ends_line)

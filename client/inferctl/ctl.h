@@ -34,7 +34,10 @@ enum ctl_bit {
     CTL_SCORE = 1u << 6,
     CTL_PERPLEXITY = 1u << 7,
     CTL_BENCH = 1u << 8,
-    CTL_EVERY = (1u << 9) - 1u,
+    CTL_TOP = 1u << 9,
+    CTL_PS = 1u << 10,
+    CTL_CANCEL = 1u << 11,
+    CTL_EVERY = (1u << 12) - 1u,
 };
 
 struct ctl_options {
@@ -50,6 +53,12 @@ struct ctl_options {
     size_t n_stops;
     struct infer_logit_bias biases[INFER_LOGIT_BIASES_MAX];
     size_t n_biases;
+    /* when to run */
+    uint32_t priority; /* enum infer_priority */
+    float deadline;    /* seconds; 0: none */
+    /* top */
+    float interval; /* seconds */
+    uint32_t once;
     /* score, perplexity, bench */
     uint32_t top, ctx, max_windows, prompt_tokens, tokens, repeats;
 };
@@ -82,6 +91,9 @@ int detokenize_command(struct ctl *ctl);
 int score_command(struct ctl *ctl);
 int perplexity_command(struct ctl *ctl);
 int bench_command(struct ctl *ctl);
+int top_command(struct ctl *ctl);
+int ps_command(struct ctl *ctl);
+int cancel_command(struct ctl *ctl);
 
 /* ---- options.c: the one option table --------------------------------------------------------- */
 
@@ -94,6 +106,9 @@ int options_parse(struct ctl *ctl, int argc, char **argv);
 
 /* Prints the options that the command takes (bit 0: the global ones). */
 void options_help(FILE *to, uint32_t bit);
+
+/* "normal" and the like, as --priority takes it; "" for others. */
+const char *options_priority_name(uint32_t priority);
 
 /* The candidate closest to word, or NULL when none is close. */
 const char *options_closest(const char *word, const char *const *candidates, size_t n);
@@ -169,12 +184,17 @@ const char *output_size(uint64_t bytes, char *buffer);
 /* "2h 3min"; in the caller's buffer of at least 32 bytes. */
 const char *output_duration(uint64_t us, char *buffer);
 
+/* ---- status.c -------------------------------------------------------------------------------- */
+
+json_t *status_json(const struct infer_status *status, const struct infer_model *models, size_t n);
+
 /* ---- term.c: the terminal -------------------------------------------------------------------- */
 
 /* Decides about colour and progress once; no_color and quiet switch them off. */
 void term_init(bool no_color, bool quiet);
 bool term_is_output(void); /* standard output is a terminal */
 bool term_is_input(void);
+bool term_is_screen(void); /* standard output is a terminal that understands sequences */
 
 enum term_style { TERM_PLAIN, TERM_BOLD, TERM_DIM, TERM_GREEN, TERM_RED };
 /* The sequence that starts a style on that stream, or "". */
@@ -188,7 +208,9 @@ void term_write_quoted(FILE *stream, const char *text, size_t n);
 
 /* One line on standard error that is drawn over; nothing when it is no terminal. */
 void term_progress(double fraction, const char *format, ...) __attribute__((format(printf, 2, 3)));
-void term_progress_clear(void);
+/* The same without a bar: something that is being waited for. */
+void term_remark(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void term_progress_clear(void); /* of either */
 
 /* From here on Ctrl-C counts instead of ending the program; with `hard` the second one ends it. */
 void term_interrupt_watch(bool hard);

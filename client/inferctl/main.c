@@ -22,6 +22,20 @@ static const struct ctl_command commands[] = {
      chat_command},
     {"status", CTL_STATUS, "[OPTION]...", "show the daemon: models, memory, queue, speeds",
      "Prints the state of the daemon and the models it serves.\n", status_command},
+    {"top", CTL_TOP, "[OPTION]...", "watch users and requests, live",
+     "Shows the daemon's speeds and pages, its users, and its requests, and draws that again each\n"
+     "--interval, without disturbing the daemon. 'q' or Ctrl-C quits. Without a terminal, and "
+     "with\n"
+     "--once, the table is printed once; --json with --once prints one object.\n",
+     top_command},
+    {"ps", CTL_PS, "[OPTION]...", "list the requests that run or wait",
+     "Prints a line for each request of each user; those that run come first. The ids are those\n"
+     "that 'inferctl cancel' takes.\n",
+     ps_command},
+    {"cancel", CTL_CANCEL, "[OPTION]... ID...", "end requests, also of other programs",
+     "Ends the requests with these ids, as 'inferctl ps' lists them: your own, or anybody's for\n"
+     "root and the user that the daemon runs as.\n",
+     cancel_command},
     {"models", CTL_MODELS, "[OPTION]...", "list the models that are served",
      "Prints a line for each model.\n", models_command},
     {"tokenize", CTL_TOKENIZE, "[OPTION]... [TEXT...|-]", "turn text into token ids",

@@ -29,6 +29,7 @@ enum option_kind {
     OPTION_FLOAT,      /* float */
     OPTION_STOP,       /* appended to stops */
     OPTION_BIAS,       /* appended to biases */
+    OPTION_PRIORITY,   /* uint32_t, by name */
 };
 
 struct option_row {
@@ -82,6 +83,10 @@ static const struct option_row option_rows[] = {
     {"prompt-tokens", 'p', OPTION_U32, AT(prompt_tokens), CTL_BENCH, "N", "length of the prompt that is read; 0: skip (512)"},
     {"tokens", 'n', OPTION_U32, AT(tokens), CTL_BENCH, "N", "length of the answer that is generated; 0: skip (128)"},
     {"repeats", 'r', OPTION_U32, AT(repeats), CTL_BENCH, "N", "how often each is measured (5)"},
+    {"priority", 0, OPTION_PRIORITY, AT(priority), CTL_PROMPT, "CLASS", "interactive, normal or batch: whose turn is first (normal)"},
+    {"deadline", 0, OPTION_FLOAT, AT(deadline), CTL_PROMPT, "SECONDS", "give up unless the answer starts within SECONDS; 0: wait (0)"},
+    {"interval", 0, OPTION_FLOAT, AT(interval), CTL_TOP, "SECONDS", "time between two looks (1)"},
+    {"once", 0, OPTION_FLAG, AT(once), CTL_TOP, NULL, "print the table once"},
     {"verbose", 'v', OPTION_FLAG, AT(verbose), ANSWER, NULL, "print timings on standard error at the end"},
     {"model", 'm', OPTION_STRING, AT(model), CTL_EVERY, "NAME", "model to use (the first that is served)"},
     {"socket", 0, OPTION_STRING, AT(socket), CTL_EVERY, "PATH", "the daemon's socket ($INFERD_SOCKET, ...)"},
@@ -112,6 +117,15 @@ void options_default(struct ctl_options *options)
     options->prompt_tokens = 512;
     options->tokens = 128;
     options->repeats = 5;
+    options->interval = 1;
+}
+
+static const char *const priority_names[] = {"normal", "interactive", "batch"};
+#define N_PRIORITIES (sizeof priority_names / sizeof priority_names[0])
+
+const char *options_priority_name(uint32_t priority)
+{
+    return priority < N_PRIORITIES ? priority_names[priority] : "";
 }
 
 /* ---- values ---------------------------------------------------------------------------------- */
@@ -189,6 +203,17 @@ static int store_number(struct ctl *ctl, const struct option_row *row, const cha
     return 0;
 }
 
+static int store_priority(struct ctl *ctl, const char *value)
+{
+    for (uint32_t i = 0; i < N_PRIORITIES; i++) {
+        if (strcmp(priority_names[i], value) == 0) {
+            ctl->options.priority = i;
+            return 0;
+        }
+    }
+    return ctl_usage(ctl, "--priority takes interactive, normal or batch, not '%s'", value);
+}
+
 static int store(struct ctl *ctl, const struct option_row *row, const char *value)
 {
     struct ctl_options *o = &ctl->options;
@@ -223,6 +248,8 @@ static int store(struct ctl *ctl, const struct option_row *row, const char *valu
                              value);
         o->n_biases++;
         return 0;
+    case OPTION_PRIORITY:
+        return store_priority(ctl, value);
     }
     return 0;
 }

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define DEADLINE_MAX_S 4000000 /* a little less than 32 bits of milliseconds hold */
+
 /* What the request points to. */
 struct prompt_input {
     struct ctl_buffer text;
@@ -24,6 +26,8 @@ static int check_options(const struct ctl *ctl)
         return ctl_usage(ctl, "--system needs the chat template, which --raw and --ids leave out");
     if (o->special && !o->raw)
         return ctl_usage(ctl, "--special goes with --raw");
+    if (!(o->deadline >= 0 && o->deadline <= DEADLINE_MAX_S))
+        return ctl_usage(ctl, "--deadline takes seconds from 0 to %g", (double)DEADLINE_MAX_S);
     if (o->sampling.logprobs && !o->json)
         return ctl_usage(ctl, "--logprobs goes with --json");
     return 0;

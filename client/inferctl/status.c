@@ -67,7 +67,7 @@ static void print_models(const struct infer_model *models, size_t n)
     }
 }
 
-static json_t *status_json(const struct infer_status *s, const struct infer_model *models, size_t n)
+json_t *status_json(const struct infer_status *s, const struct infer_model *models, size_t n)
 {
     json_t *root =
         json_pack("{s:o, s:I, s:o, s:f, s:I, s:I}", "version", output_json_text(FIELD(s->version)),

@@ -18,14 +18,14 @@
 #define REPLACEMENT    "\xef\xbf\xbd" /* U+FFFD */
 
 static bool out_is_terminal, err_is_terminal;
-static bool colour, progress;
+static bool colour, progress, dumb;
 static bool progress_drawn;
 
 void term_init(bool no_color, bool quiet)
 {
     const char *no = getenv("NO_COLOR"), *term = getenv("TERM");
-    bool dumb = !term || !term[0] || strcmp(term, "dumb") == 0;
 
+    dumb = !term || !term[0] || strcmp(term, "dumb") == 0;
     out_is_terminal = isatty(STDOUT_FILENO);
     err_is_terminal = isatty(STDERR_FILENO);
     colour = !no_color && !(no && no[0]) && !dumb;
@@ -40,6 +40,11 @@ bool term_is_output(void)
 bool term_is_input(void)
 {
     return isatty(STDIN_FILENO);
+}
+
+bool term_is_screen(void)
+{
+    return out_is_terminal && !dumb;
 }
 
 static bool is_terminal(FILE *stream)
@@ -158,6 +163,22 @@ void term_progress(double fraction, const char *format, ...)
         fprintf(stderr, "\r%.*s\033[K", (int)columns - 1, text);
     else
         fprintf(stderr, "\r[%s] %.*s\033[K", bar, (int)(columns - TERM_BAR - 4), text);
+    fflush(stderr);
+    progress_drawn = true;
+}
+
+void term_remark(const char *format, ...)
+{
+    char text[TERM_WIDTH_MAX];
+    va_list args;
+
+    if (!progress)
+        return;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    fprintf(stderr, "\r%s%.*s%s\033[K", term_style(stderr, TERM_DIM), (int)width() - 1, text,
+            term_style(stderr, TERM_PLAIN));
     fflush(stderr);
     progress_drawn = true;
 }

@@ -25,7 +25,7 @@ if [ ! -x "$inferctl" ]; then
     exit 1
 fi
 
-commands="prompt chat status models tokenize detokenize score perplexity bench"
+commands="prompt chat status top ps cancel models tokenize detokenize score perplexity bench"
 
 # run ARG...: leaves $status, $tmp/out and $tmp/err; standard input is empty
 run() {
@@ -124,6 +124,18 @@ printf '[1, "x"]' >"$tmp/bad.json"
 "$inferctl" detokenize - <"$tmp/bad.json" >"$tmp/out" 2>"$tmp/err"
 if [ $? -eq 2 ] && grep -q "entry 1 of the input is no token id" "$tmp/err"; then ok "JSON of another kind"; else not_ok "JSON of another kind" "$(cat "$tmp/err")"; fi
 
+refuses "a priority that is none" 2 "--priority takes interactive, normal or batch, not 'high'" prompt --priority high x
+refuses "a priority in a conversation" 2 "unknown option '--priority'" chat --priority batch
+refuses "a negative deadline" 2 "--deadline takes seconds from 0" prompt --deadline -1 x
+refuses "a deadline that is none" 2 "--deadline takes a number, not 'soon'" prompt --deadline soon x
+refuses "an interval that is too short" 2 "--interval takes seconds from 0.1" top --interval 0.01
+refuses "--json without --once" 2 "--json goes with --once" top --json
+refuses "an argument to top" 2 "unexpected argument 'x'" top x
+refuses "an argument to ps" 2 "unexpected argument '5'" ps 5
+refuses "nothing to cancel" 2 "give the ids of requests" cancel
+refuses "an id that is none" 2 "'7x' is not the id of a request" cancel 7 7x
+refuses "an id that overflows" 2 "is not the id of a request" cancel 18446744073709551616
+
 # ---- local files ----
 
 refuses "a file that is not there" 1 "cannot open '$tmp/none': No such file" prompt --file "$tmp/none"
@@ -150,7 +162,7 @@ echo "some text" >"$tmp/text"
 for command in $commands; do
     case $command in
     prompt | tokenize | score) arguments=(text) ;;
-    detokenize) arguments=(1 2) ;;
+    detokenize | cancel) arguments=(1 2) ;;
     perplexity) arguments=("$tmp/text") ;;
     *) arguments=() ;;
     esac

@@ -227,8 +227,10 @@ static int take_cache_type(struct parser *p, const char *name, const char *value
         *ret = INFER_TYPE_F16;
     else if (strcmp(value, "q8_0") == 0)
         *ret = INFER_TYPE_Q8_0;
+    else if (strcmp(value, "q4_0") == 0)
+        *ret = INFER_TYPE_Q4_0;
     else
-        return invalid(p, name, value, "f16 or q8_0");
+        return invalid(p, name, value, "f16, q8_0 or q4_0");
     return 0;
 }
 
@@ -336,8 +338,8 @@ static const struct option_rule rules[] = {
     {"parallel", "N", take_parallel, "sequences that run at once (default: 16)"},
     {"state-memory", "SIZE", take_state_memory,
      "memory for sequences, such as 4G (default 0: as needed)"},
-    {"cache-type-k", "TYPE", take_k_type, "how keys are kept: f16 or q8_0 (default: f16)"},
-    {"cache-type-v", "TYPE", take_v_type, "how values are kept: f16 or q8_0 (default: f16)"},
+    {"cache-type-k", "TYPE", take_k_type, "how keys are kept: f16, q8_0 or q4_0 (default: f16)"},
+    {"cache-type-v", "TYPE", take_v_type, "how values are kept: f16, q8_0 or q4_0 (default: f16)"},
     {"policy", "WHO:LIST", take_policy,
      "limits of a user (name, uid or default):\nweight, running, waiting, tokens-per-minute, "
      "pages, best;\nmay be repeated"},

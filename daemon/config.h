@@ -46,7 +46,7 @@ struct config {
     uint32_t n_context;             /* 0: the model's own */
     uint32_t parallel;
     uint64_t state_memory_bytes;               /* 0: derived */
-    uint32_t k_type, v_type;                   /* INFER_TYPE_F16 or INFER_TYPE_Q8_0 */
+    uint32_t k_type, v_type;                   /* INFER_TYPE_F16, _Q8_0 or _Q4_0 */
     const char *policies[CONFIG_POLICIES_MAX]; /* for policy_parse(), in the order given */
     uint32_t n_policies;
     enum loop_kind event_loop;

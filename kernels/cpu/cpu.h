@@ -2,6 +2,7 @@
  *
  *   format.c         how weights lie in memory: 16 rows interleaved, codes and scales apart
  *   matmul.h         y = W x on that layout, for 1 to 8 rows of x at a time
+ *   cache.c          how keys and values lie in a page; queries packed for them
  *   ops.h attend.h   norms, packing of x, activation, rotation; attention
  *   step.c           one batch: the plan's operations as sections between barriers
  *   model.c          a plan checked and laid out in memory; tensors and pages written
@@ -123,6 +124,23 @@ void cpu_matrix_write(struct cpu_matrix *matrix, uint32_t type, uint32_t row, co
 /* One row back, as the numbers the kernels multiply with. */
 void cpu_matrix_read(const struct cpu_matrix *matrix, uint32_t row, float *ret);
 
+/* ---- cache.c --------------------------------------------------------------------------------- */
+
+/* Keys, or values, of one layer and kv head of one page; dim is a multiple of 32 but for F16. */
+size_t cpu_cache_bytes(uint32_t type, uint32_t dim);
+/* One row into its slot, 0 .. 15, of a page; Q8_0 and Q4_0. */
+void cpu_cache_key(uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, const float *x);
+void cpu_cache_value(uint8_t *values, uint32_t type, uint32_t dim, uint32_t slot, const float *x);
+
+/* What a block of a packed query has beside its codes: a number is 128 high + low, times scale. */
+struct cpu_query_block {
+    float scale;
+    int32_t high, low; /* the sums of the codes */
+};
+/* Query m of a tile of M, times scale, for keys of a type; takes less than dim floats of each. */
+void cpu_query_pack(uint8_t *packed, uint32_t k_type, uint32_t M, uint32_t m, const float *q,
+                    uint32_t dim, float scale);
+
 /* ---- one instruction set --------------------------------------------------------------------- */
 
 /* out[t * stride + 16 (g - first) + r] = sum over k of w[16 g + r][k] x[t][k], for the groups
@@ -134,13 +152,15 @@ typedef void (*cpu_matmul)(const struct cpu_matrix *w, uint32_t first, uint32_t 
 struct cpu_attend {
     const uint8_t *pages_base; /* + page * page_bytes: this layer's and kv head's keys */
     size_t page_bytes;
+    size_t key_bytes, value_bytes; /* the values follow the keys; see cache.c */
+    uint32_t k_type, v_type;       /* F16, Q8_0, Q4_0 */
     const uint32_t *pages;
     uint32_t head_dim;
     uint32_t dim_v;    /* head_dim_v rounded up to 16 */
     uint32_t first[8]; /* pair m sees the cached rows first[m] .. limit[m] - 1 */
     uint32_t limit[8]; /* at least first[m] + 1 */
     bool streams;      /* the pages come from memory, once: ask for them ahead */
-    const float *q;    /* [head_dim][M], scaled */
+    const float *q;    /* F16: [head_dim][M], scaled; else as cpu_query_pack */
     float *scores;     /* [M][CPU_ATTEND_CHUNK] */
     float *out;        /* [M][dim_v] */
 };

@@ -9,6 +9,7 @@
  * they decide how much memory is written. One thread at a time. */
 #include "cpu/model.h"
 
+#include "ref/cache.h"
 #include "ref/quant.h"
 
 #include <errno.h>
@@ -175,6 +176,17 @@ static int use_op(struct infer_backend *b, const struct infer_plan *plan,
     }
 }
 
+static int check_cache(struct infer_backend *b, uint32_t type, uint32_t dim)
+{
+    if (type != INFER_TYPE_F16 && type != INFER_TYPE_Q8_0 && type != INFER_TYPE_Q4_0)
+        return cpu_fail(b, -ENOTSUP, "this backend caches keys and values as F16, Q8_0 or Q4_0");
+    if (!ref_cache_fits(type, dim))
+        return cpu_fail(b, -ENOTSUP,
+                        "a %s cache needs heads of a multiple of %" PRIu32 ", not %" PRIu32,
+                        ref_type_name(type), ref_block(type), dim);
+    return 0;
+}
+
 static int check_shape(struct infer_backend *b, const struct infer_plan *plan,
                        const struct infer_state_config *state)
 {
@@ -191,8 +203,11 @@ static int check_shape(struct infer_backend *b, const struct infer_plan *plan,
     if (state->page_tokens != CPU_PAGE_TOKENS)
         return cpu_fail(b, -ENOTSUP, "pages of %" PRIu32 " tokens; this backend has pages of %u",
                         state->page_tokens, CPU_PAGE_TOKENS);
-    if (state->k_type != INFER_TYPE_F16 || state->v_type != INFER_TYPE_F16)
-        return cpu_fail(b, -ENOTSUP, "this backend caches keys and values as F16 only");
+    int r = check_cache(b, state->k_type, s->head_dim);
+    if (r >= 0)
+        r = check_cache(b, state->v_type, s->head_dim_v);
+    if (r < 0)
+        return r;
     if (!state->max_rows || state->max_rows > INFER_STEP_ROWS_MAX ||
         state->max_seqs > INFER_STEP_SEQS_MAX)
         return cpu_fail(b, -EINVAL, "steps of %" PRIu32 " rows and %" PRIu32 " sequences",
@@ -286,6 +301,7 @@ static void place_local(struct infer_backend_model *m, struct cpu_local *l, stru
     own.h = place(out, m->x_stride, sizeof(float));
     for (int i = 0; i < (int)CPU_PARTS; i++)
         own.packed[i] = place(out, CPU_SELF_ROWS, m->packed_row[i]);
+    /* A packed query is shorter than its floats. */
     own.q = place(out, (size_t)CPU_TILE * s->head_dim, sizeof(float));
     own.scores = place(out, (size_t)CPU_TILE * CPU_ATTEND_CHUNK, sizeof(float));
     own.out = place(out, (size_t)CPU_TILE * m->dim_v, sizeof(float));
@@ -306,7 +322,9 @@ static void measure_strides(struct infer_backend_model *m)
 {
     const struct infer_shape *s = &m->plan->shape;
     m->dim_v = (uint32_t)pad16(s->head_dim_v);
-    m->head_bytes = (size_t)2 * CPU_PAGE_TOKENS * (s->head_dim + m->dim_v);
+    m->key_bytes = cpu_cache_bytes(m->state.k_type, s->head_dim);
+    m->value_bytes = cpu_cache_bytes(m->state.v_type, m->dim_v);
+    m->head_bytes = m->key_bytes + m->value_bytes;
     m->layer_bytes = m->head_bytes * s->n_kv_heads;
     m->page_bytes = m->layer_bytes * s->n_layers;
     m->x_stride = pad16(s->n_embd);

@@ -66,8 +66,8 @@ struct infer_backend_model {
     struct cpu_tensor *tensors;
     struct cpu_op *ops;
 
-    /* Sequence state: page, then layer, then kv head: keys [head_dim][16], values [16][dim_v]. */
-    size_t page_bytes, layer_bytes, head_bytes;
+    /* Sequence state: page, then layer, then kv head: keys, values (cache.c). */
+    size_t page_bytes, layer_bytes, head_bytes, key_bytes, value_bytes;
     uint32_t dim_v; /* head_dim_v rounded up to 16 */
 
     /* Rows of values; strides in numbers, multiples of 16. */

@@ -147,6 +147,17 @@ SIMD_INLINE vf vf_load_u8(const void *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+{
+    __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    *low = _mm256_cvtepi32_ps(_mm256_and_si256(b, _mm256_set1_epi32(15)));
+    *high = _mm256_cvtepi32_ps(_mm256_srli_epi32(b, 4));
+}
+SIMD_INLINE vf vf_load_bits3(const void *p)
+{
+    __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(w, _mm256_set1_epi32(7)));
+}
 SIMD_INLINE void vf_store_f16(uint16_t *p, vf v)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

@@ -146,6 +146,19 @@ SIMD_INLINE vf vf_load_u8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+/* Each byte's low nibble and high nibble. */
+SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+{
+    __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    *low = _mm512_cvtepi32_ps(_mm512_and_si512(b, _mm512_set1_epi32(15)));
+    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(b, 4));
+}
+/* The lowest three bits of each 16-bit word. */
+SIMD_INLINE vf vf_load_bits3(const void *p)
+{
+    __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_cvtepi32_ps(_mm512_and_si512(w, _mm512_set1_epi32(7)));
+}
 SIMD_INLINE void vf_store_f16(uint16_t *p, vf v)
 {
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));

@@ -179,6 +179,18 @@ SIMD_INLINE vf vf_load_u8(const void *p)
     const uint8_t *b = p;
     return (vf){b[0], b[1], b[2], b[3]};
 }
+SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+{
+    const uint8_t *b = p;
+    *low = (vf){b[0] & 15, b[1] & 15, b[2] & 15, b[3] & 15};
+    *high = (vf){b[0] >> 4, b[1] >> 4, b[2] >> 4, b[3] >> 4};
+}
+SIMD_INLINE vf vf_load_bits3(const void *p)
+{
+    uint16_t h[4];
+    memcpy(h, p, sizeof h);
+    return (vf){h[0] & 7, h[1] & 7, h[2] & 7, h[3] & 7};
+}
 SIMD_INLINE void vf_store_f16(uint16_t *p, vf v)
 {
     for (int i = 0; i < 4; i++)

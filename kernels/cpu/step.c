@@ -24,6 +24,7 @@
  * results have the same bits at any number of threads. Nothing is allocated. */
 #include "cpu/model.h"
 
+#include "ref/cache.h"
 #include "ref/quant.h"
 
 #include <errno.h>
@@ -299,7 +300,34 @@ static void norm_head(const struct at_work *w, float *x, const float *norm)
     memcpy(x, row, n * sizeof(float));
 }
 
-/* One row of one kv head: its queries turned, its key turned and cached, its value cached. */
+/* One row of one kv head into its page. */
+static void cache_row(const struct at_work *w, uint8_t *page, uint32_t slot, const float *k,
+                      const float *v)
+{
+    struct infer_backend_model *m = w->m;
+    const struct infer_shape *s = &m->plan->shape;
+    const uint32_t k_type = m->state.k_type, v_type = m->state.v_type, dim = s->head_dim;
+    uint8_t *values = page + m->key_bytes;
+
+    if (k_type == INFER_TYPE_F16) {
+        uint16_t *keys = (uint16_t *)(void *)page;
+        w->isa->to_f16(w->local->halves, k, dim);
+        for (uint32_t d = 0; d < dim; d++)
+            keys[(size_t)CPU_PAGE_TOKENS * d + slot] = w->local->halves[d];
+    } else {
+        cpu_cache_key(page, k_type, dim, slot, k);
+    }
+    if (v_type == INFER_TYPE_F16) {
+        w->isa->to_f16(w->local->halves, v, s->head_dim_v);
+        memcpy(values + 2 * (size_t)m->dim_v * slot, w->local->halves,
+               s->head_dim_v * sizeof(uint16_t));
+    } else {
+        cpu_cache_value(values, v_type, s->head_dim_v, slot, v);
+    }
+}
+
+/* One row of one kv head: its queries turned, its key turned and cached, its value cached. A type
+ * of cache whose heads are rotated (ref/cache.h) turns all of them once more. */
 static void turn_and_cache(const struct at_work *w, const struct cpu_op *op, uint32_t r,
                            uint32_t kv_head)
 {
@@ -308,29 +336,32 @@ static void turn_and_cache(const struct at_work *w, const struct cpu_op *op, uin
     const struct infer_rope *rope = &m->plan->rope;
     const struct infer_batch_seq *seq = &m->batch->seqs[m->row_seq[r]];
     const uint32_t position = seq->position + (r - seq->first_row), dim = s->head_dim;
-    const uint32_t slot = position % CPU_PAGE_TOKENS, per_kv = s->n_heads / s->n_kv_heads;
+    const uint32_t per_kv = s->n_heads / s->n_kv_heads;
+    const bool rotates = ref_cache_rotates(m->state.k_type);
     const float *cosine = m->cosine + (size_t)rope->n_dims / 2 * r;
     const float *sine = m->sine + (size_t)rope->n_dims / 2 * r;
     float *q = m->q + m->q_stride * r + (size_t)dim * per_kv * kv_head;
     float *k = m->k + m->k_stride * r + (size_t)dim * kv_head;
-    const float *v = m->v + m->v_stride * r + (size_t)s->head_dim_v * kv_head;
-    uint16_t *keys = (uint16_t *)(void *)(cached_head(m, op->op->layer, kv_head) +
-                                          m->page_bytes * seq->pages[position / CPU_PAGE_TOKENS]);
-    uint16_t *values = keys + (size_t)CPU_PAGE_TOKENS * dim + (size_t)m->dim_v * slot;
+    float *v = m->v + m->v_stride * r + (size_t)s->head_dim_v * kv_head;
 
     for (uint32_t h = 0; h < per_kv; h++, q += dim) {
         if (op->q_norm)
             norm_head(w, q, op->q_norm);
         w->isa->rope(q, cosine, sine, rope->n_dims, rope->style);
+        if (rotates)
+            ref_cache_rotate(q, dim);
     }
     if (op->k_norm)
         norm_head(w, k, op->k_norm);
     w->isa->rope(k, cosine, sine, rope->n_dims, rope->style);
-    w->isa->to_f16(w->local->halves, k, dim);
-    for (uint32_t d = 0; d < dim; d++)
-        keys[(size_t)CPU_PAGE_TOKENS * d + slot] = w->local->halves[d];
-    w->isa->to_f16(w->local->halves, v, s->head_dim_v);
-    memcpy(values, w->local->halves, s->head_dim_v * sizeof(uint16_t));
+    if (rotates)
+        ref_cache_rotate(k, dim);
+    if (ref_cache_rotates(m->state.v_type))
+        ref_cache_rotate(v, s->head_dim_v);
+    cache_row(w,
+              cached_head(m, op->op->layer, kv_head) +
+                  m->page_bytes * seq->pages[position / CPU_PAGE_TOKENS],
+              position % CPU_PAGE_TOKENS, k, v);
 }
 
 static void qkv(const struct at_work *w, const struct cpu_op *op)
@@ -374,6 +405,10 @@ static void attend_pairs(const struct at_work *w, const struct infer_op *op,
     const uint32_t window = op->as.attend.window;
     struct cpu_attend a = {.pages_base = cached_head(m, op->layer, kv_head),
                            .page_bytes = m->page_bytes,
+                           .key_bytes = m->key_bytes,
+                           .value_bytes = m->value_bytes,
+                           .k_type = m->state.k_type,
+                           .v_type = m->state.v_type,
                            .pages = seq->pages,
                            .head_dim = dim,
                            .dim_v = m->dim_v,
@@ -388,14 +423,18 @@ static void attend_pairs(const struct at_work *w, const struct infer_op *op,
             const float *q = m->q + m->q_stride * (seq->first_row + row) + (size_t)dim * head;
             a.limit[t] = seq->position + row + 1;
             a.first[t] = window && a.limit[t] > window ? a.limit[t] - window : 0;
-            for (uint32_t d = 0; d < dim; d++)
+            if (a.k_type != INFER_TYPE_F16)
+                cpu_query_pack((uint8_t *)w->local->q, a.k_type, T, t, q, dim, op->as.attend.scale);
+            for (uint32_t d = 0; d < dim && a.k_type == INFER_TYPE_F16; d++)
                 w->local->q[(size_t)T * d + t] = q[d] * op->as.attend.scale;
         }
         w->isa->attend[log2](&a);
         for (uint32_t t = 0; t < T; t++) {
             uint32_t row = (first + t) / per_kv, head = kv_head * per_kv + (first + t) % per_kv;
-            memcpy(m->o + m->o_stride * (seq->first_row + row) + (size_t)s->head_dim_v * head,
-                   a.out + (size_t)m->dim_v * t, s->head_dim_v * sizeof(float));
+            float *o = m->o + m->o_stride * (seq->first_row + row) + (size_t)s->head_dim_v * head;
+            memcpy(o, a.out + (size_t)m->dim_v * t, s->head_dim_v * sizeof(float));
+            if (ref_cache_rotates(a.v_type))
+                ref_cache_rotate(o, s->head_dim_v);
         }
         first += T;
     }

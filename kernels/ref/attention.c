@@ -9,10 +9,13 @@
  * the decoding of a cached row. Keys of this batch were written before, and are read back from the
  * cache like all others: a chunked prompt gives the same bits as a whole one.
  *
+ * Where the cache is of a type whose heads are rotated (cache.h), queries come rotated like the
+ * keys, and the sums of rotated values are turned back here.
+ *
  * Scores are float32, the sums over rows are double. Owns nothing; works in the model's scratch. */
 #include "ref/ops.h"
 
-#include "ref/quant.h"
+#include "ref/cache.h"
 
 #include <math.h>
 
@@ -68,12 +71,12 @@ static void attend_scores(struct infer_backend_model *model, const struct infer_
 {
     const struct infer_shape *shape = &model->plan->shape;
     uint32_t group = shape->n_heads / shape->n_kv_heads, dim = shape->head_dim;
-    uint64_t offset = ref_row_bytes(model->state.k_type, (uint64_t)query->kv * dim);
+    uint64_t offset = ref_cache_bytes(model->state.k_type, (uint64_t)query->kv * dim);
     float *key = model->scratch.cached_row;
 
     for (uint32_t j = query->first; j <= query->position; j++) {
         const uint8_t *row = ref_cached_key(model, op->layer, query->seq, j);
-        ref_decode_row(model->state.k_type, row + offset, key, dim);
+        ref_cache_decode(model->state.k_type, row + offset, key, dim);
         for (uint32_t g = 0; g < group; g++)
             model->scratch.scores[g * model->scratch.n_scores + (j - query->first)] =
                 op->as.attend.scale * ref_dot(query->q + (size_t)g * dim, key, dim);
@@ -85,7 +88,7 @@ static void attend_values(struct infer_backend_model *model, const struct infer_
 {
     const struct infer_shape *shape = &model->plan->shape;
     uint32_t group = shape->n_heads / shape->n_kv_heads, dim = shape->head_dim_v;
-    uint64_t offset = ref_row_bytes(model->state.v_type, (uint64_t)query->kv * dim);
+    uint64_t offset = ref_cache_bytes(model->state.v_type, (uint64_t)query->kv * dim);
     float *value = model->scratch.cached_row;
     double *sums = model->scratch.sums;
 
@@ -93,7 +96,7 @@ static void attend_values(struct infer_backend_model *model, const struct infer_
         sums[i] = 0;
     for (uint32_t j = query->first; j <= query->position; j++) {
         const uint8_t *row = ref_cached_value(model, op->layer, query->seq, j);
-        ref_decode_row(model->state.v_type, row + offset, value, dim);
+        ref_cache_decode(model->state.v_type, row + offset, value, dim);
         for (uint32_t g = 0; g < group; g++) {
             double p = model->scratch.scores[g * model->scratch.n_scores + (j - query->first)];
             for (uint32_t d = 0; d < dim; d++)
@@ -102,6 +105,8 @@ static void attend_values(struct infer_backend_model *model, const struct infer_
     }
     for (uint32_t i = 0; i < group * dim; i++)
         query->o[i] = (float)sums[i];
+    for (uint32_t g = 0; g < group && ref_cache_rotates(model->state.v_type); g++)
+        ref_cache_rotate(query->o + (size_t)g * dim, dim);
 }
 
 static void attend_row(struct infer_backend_model *model, const struct infer_op *op,

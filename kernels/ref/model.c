@@ -5,12 +5,12 @@
  *
  * A page holds page_tokens rows of every layer:
  *   [layer][keys: page_tokens x k_row | values: page_tokens x v_row]
- * A row of keys is the n_kv_heads heads side by side, encoded as k_type.
+ * A row of keys is the n_kv_heads heads side by side, encoded as k_type (cache.h).
  *
  * Threads: one caller at a time, as backend.h says; no workers. */
 #include "ref/model.h"
 
-#include "ref/quant.h"
+#include "ref/cache.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -140,8 +140,8 @@ static int sizes_compute(struct infer_backend *backend, const struct infer_plan 
     layout_add(&model, plan->n_tensors, sizeof(struct ref_weights));
     for (uint32_t i = 0; i < plan->n_tensors; i++)
         layout_add(&weights, plan->tensors[i].n_rows, plan->tensors[i].row_bytes);
-    sizes.k_row = ref_row_bytes(state->k_type, (uint64_t)s->n_kv_heads * s->head_dim);
-    sizes.v_row = ref_row_bytes(state->v_type, (uint64_t)s->n_kv_heads * s->head_dim_v);
+    sizes.k_row = ref_cache_bytes(state->k_type, (uint64_t)s->n_kv_heads * s->head_dim);
+    sizes.v_row = ref_cache_bytes(state->v_type, (uint64_t)s->n_kv_heads * s->head_dim_v);
     if (__builtin_add_overflow(sizes.k_row, sizes.v_row, &sizes.layer) ||
         __builtin_mul_overflow(sizes.layer, state->page_tokens, &sizes.layer))
         page.overflow = true;

@@ -6,6 +6,7 @@
  * Owns nothing; works in the model's scratch. Threads: the caller of run(). */
 #include "ref/ops.h"
 
+#include "ref/cache.h"
 #include "ref/quant.h"
 
 #include <math.h>
@@ -152,6 +153,13 @@ static void finish_heads(struct infer_backend_model *model, float *values, uint3
     }
 }
 
+/* Every head of a few types of cache is turned before it is rounded; see cache.c. */
+static void rotate_heads(float *values, uint64_t n_heads, uint32_t dim)
+{
+    for (uint64_t n = 0; n < n_heads; n++)
+        ref_cache_rotate(values + n * dim, dim);
+}
+
 static void cache_rows(struct infer_backend_model *model, uint32_t layer,
                        const struct infer_batch *batch)
 {
@@ -163,10 +171,10 @@ static void cache_rows(struct infer_backend_model *model, uint32_t layer,
         const struct infer_batch_seq *seq = &batch->seqs[s];
         for (uint32_t i = 0; i < seq->n_rows; i++) {
             uint64_t row = seq->first_row + i;
-            ref_encode_row(state->k_type, model->scratch.k + row * n_k,
-                           ref_cached_key(model, layer, seq, seq->position + i), n_k);
-            ref_encode_row(state->v_type, model->scratch.v + row * n_v,
-                           ref_cached_value(model, layer, seq, seq->position + i), n_v);
+            ref_cache_encode(state->k_type, model->scratch.k + row * n_k,
+                             ref_cached_key(model, layer, seq, seq->position + i), n_k);
+            ref_cache_encode(state->v_type, model->scratch.v + row * n_v,
+                             ref_cached_value(model, layer, seq, seq->position + i), n_v);
         }
     }
 }
@@ -187,6 +195,12 @@ void ref_op_qkv(struct infer_backend_model *model, const struct infer_op *op,
     ref_multiply(model, &product);
     finish_heads(model, s->q, shape->n_heads, op->as.qkv.q_norm, batch->n_rows);
     finish_heads(model, s->k, shape->n_kv_heads, op->as.qkv.k_norm, batch->n_rows);
+    if (ref_cache_rotates(model->state.k_type)) {
+        rotate_heads(s->q, (uint64_t)batch->n_rows * shape->n_heads, shape->head_dim);
+        rotate_heads(s->k, (uint64_t)batch->n_rows * shape->n_kv_heads, shape->head_dim);
+    }
+    if (ref_cache_rotates(model->state.v_type))
+        rotate_heads(s->v, (uint64_t)batch->n_rows * shape->n_kv_heads, shape->head_dim_v);
     cache_rows(model, op->layer, batch);
 }
 

@@ -2,6 +2,7 @@
  *
  * The daemon has checked the plan too; this is the second lock, and where a new operation or
  * tensor type is refused by name. Pure; the reason is left in the backend's last_error. */
+#include "ref/cache.h"
 #include "ref/model.h"
 #include "ref/quant.h"
 
@@ -160,10 +161,11 @@ static int check_shape(const struct checker *c)
 
 static int check_cache_type(const struct checker *c, uint32_t type, uint32_t head_dim)
 {
-    if (type != INFER_TYPE_F32 && type != INFER_TYPE_F16 && type != INFER_TYPE_Q8_0)
+    if (type != INFER_TYPE_F32 && type != INFER_TYPE_F16 && type != INFER_TYPE_Q8_0 &&
+        type != INFER_TYPE_Q4_0)
         return ref_fail(c->backend, -ENOTSUP, "a cache of type %s is not supported",
                         ref_type_name(type));
-    if (head_dim % ref_block(type) != 0)
+    if (!ref_cache_fits(type, head_dim))
         return ref_fail(c->backend, -ENOTSUP, "a %s cache needs heads of a multiple of %u, not %u",
                         ref_type_name(type), ref_block(type), head_dim);
     return 0;

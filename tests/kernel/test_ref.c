@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "backend_host.h"
+#include "ref/cache.h"
 #include "tiny_model.h"
 
 #include <errno.h>
@@ -292,13 +293,14 @@ static void logits_match_the_equations(void **state)
 static void rows_depend_on_their_sequence_alone(void **state)
 {
     (void)state;
-    static const uint32_t types[] = {INFER_TYPE_F32, INFER_TYPE_F16, INFER_TYPE_Q8_0};
+    static const uint32_t types[] = {INFER_TYPE_F32, INFER_TYPE_F16, INFER_TYPE_Q8_0,
+                                     INFER_TYPE_Q4_0};
     static float whole[LENGTH][VOCAB], chunked[LENGTH][VOCAB], beside[LENGTH][VOCAB];
     static float noise[LENGTH][VOCAB];
-    for (size_t v = 0; v < 5 * 3; v++) { /* the variants whose heads a Q8_0 cache can hold */
+    for (size_t v = 0; v < 5 * 4; v++) { /* the variants whose heads a Q8_0 cache can hold */
         struct infer_state_config config = state_f32;
-        config.k_type = config.v_type = types[v % 3];
-        struct tiny *m = tiny_new(&variants[v / 3]);
+        config.k_type = config.v_type = types[v % 4];
+        struct tiny *m = tiny_new(&variants[v / 4]);
         struct session *s = session_new(m, &config);
         int32_t tokens[LENGTH], others[LENGTH];
         some_tokens(tokens, LENGTH, 5);
@@ -328,19 +330,21 @@ static void rows_depend_on_their_sequence_alone(void **state)
     }
 }
 
-/* A half-precision cache errs by 2^-12 of each cached value, Q8_0 by 2^-8 of the block's largest;
- * both well under these bounds after two layers, and not zero: the types do act. */
+/* A half-precision cache errs by 2^-12 of each cached value, Q8_0 by 2^-8 of the block's largest,
+ * Q4_0 by a sixteenth of the deviation (see four_bits_round_well): all well under these bounds
+ * after two layers, and not zero: the types do act. */
 static void smaller_caches_stay_close(void **state)
 {
     (void)state;
-    static float logits[3][LENGTH][VOCAB];
-    static const uint32_t types[] = {INFER_TYPE_F32, INFER_TYPE_F16, INFER_TYPE_Q8_0};
-    static const double bounds[] = {0, 2e-3, 5e-2};
+    static float logits[4][LENGTH][VOCAB];
+    static const uint32_t types[] = {INFER_TYPE_F32, INFER_TYPE_F16, INFER_TYPE_Q8_0,
+                                     INFER_TYPE_Q4_0};
+    static const double bounds[] = {0, 2e-3, 5e-2, 0.3};
     struct tiny *m = tiny_new(&variants[0]);
     int32_t tokens[LENGTH];
-    uint64_t page_bytes[3];
+    uint64_t page_bytes[4];
     some_tokens(tokens, LENGTH, 5);
-    for (int k = 0; k < 3; k++) {
+    for (int k = 0; k < 4; k++) {
         struct infer_state_config config = state_f32;
         config.k_type = config.v_type = types[k];
         struct session *s = session_new(m, &config);
@@ -359,7 +363,107 @@ static void smaller_caches_stay_close(void **state)
     }
     assert_int_equal(page_bytes[0], 2 * page_bytes[1]);
     assert_true(page_bytes[2] < page_bytes[1] * 34 / 64 + 64);
+    assert_true(page_bytes[3] < page_bytes[1] * 20 / 64 + 64);
     tiny_free(m);
+}
+
+/* ---- rounding of what is cached -------------------------------------------------------------- */
+
+static float random_normal(void)
+{
+    float sum = 0;
+    for (int i = 0; i < 12; i++)
+        sum += random_value();
+    return sum / 2; /* twelve of variance 1/3 */
+}
+
+/* The rotation is its own inverse and keeps dot products. */
+static void rotation_keeps_products(void **state)
+{
+    (void)state;
+    static const uint32_t sizes[] = {32, 64, 96, 128, 160};
+    random_state = 9;
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        float a[160], b[160], turned[160];
+        double before = 0, after = 0;
+        for (uint32_t i = 0; i < sizes[s]; i++) {
+            turned[i] = a[i] = random_normal();
+            b[i] = random_normal();
+            before += (double)a[i] * (double)b[i];
+        }
+        ref_cache_rotate(turned, sizes[s]);
+        ref_cache_rotate(b, sizes[s]);
+        for (uint32_t i = 0; i < sizes[s]; i++)
+            after += (double)turned[i] * (double)b[i];
+        assert_true(fabs(before - after) < 1e-4);
+        ref_cache_rotate(turned, sizes[s]);
+        for (uint32_t i = 0; i < sizes[s]; i++)
+            assert_true(fabsf(turned[i] - a[i]) < 1e-5f);
+    }
+    float one[32] = {0};
+    one[5] = 1; /* an outlier goes evenly to all */
+    ref_cache_rotate(one, 32);
+    for (int i = 0; i < 32; i++)
+        assert_true(fabsf(fabsf(one[i]) - 1 / sqrtf(32)) < 1e-6f);
+}
+
+/* Mean squared error over normal numbers of deviation 1, at every size a half-precision scale can
+ * have, also where they are not centred: Q8_0 has steps of about 2.1 / 127, which leaves
+ * (2.1 / 127)^2 / 12 = 2.3e-5; Q4_0 measures 0.0038. */
+static void four_bits_round_well(void **state)
+{
+    (void)state;
+    static const float sizes[] = {1e-2f, 1, 3e3f}, centres[] = {0, 1.5f, -4};
+    random_state = 10;
+    for (int t = 0; t < 9; t++) {
+        float x[32], back[32], size = sizes[t % 3], centre = centres[t / 3];
+        double squares[2] = {0, 0};
+        for (int n = 0; n < 2000; n++) {
+            uint8_t bytes[34];
+            for (int i = 0; i < 32; i++)
+                x[i] = size * (random_normal() + centre);
+            for (int k = 0; k < 2; k++) {
+                uint32_t type = k ? INFER_TYPE_Q4_0 : INFER_TYPE_Q8_0;
+                ref_cache_encode(type, x, bytes, 32);
+                ref_cache_decode(type, bytes, back, 32);
+                for (int i = 0; i < 32; i++)
+                    squares[k] += pow((double)((x[i] - back[i]) / size), 2) / 64000;
+            }
+        }
+        print_message("size %g, centre %g: squared error %.2g, %.2g\n", (double)size,
+                      (double)centre, squares[0], squares[1]);
+        assert_true(squares[0] < (centre == 0 ? 6e-5 : 4e-4));
+        assert_true(squares[1] < (centre == 0 ? 0.0045 : 0.03));
+    }
+}
+
+/* Whatever comes in, what is read back is finite: a masked row's weight of 0 must give 0. */
+static void cached_blocks_are_finite(void **state)
+{
+    (void)state;
+    static const float odd[] = {0,       -0.0f,    NAN,   INFINITY, -INFINITY, 1e-45f,
+                                3.4e38f, -3.4e38f, 1e-8f, 65504,    -70000,    1e-30f};
+    const int n_odd = sizeof odd / sizeof odd[0];
+    for (int t = 0; t < n_odd * n_odd * 2; t++) {
+        float x[32], back[32];
+        uint8_t bytes[34];
+        for (int i = 0; i < 32; i++)
+            x[i] = i % 7 == 3 && t >= n_odd * n_odd ? 1.0f + (float)i
+                                                    : odd[i % 2 ? t % n_odd : t / n_odd % n_odd];
+        for (int k = 0; k < 2; k++) {
+            uint32_t type = k ? INFER_TYPE_Q4_0 : INFER_TYPE_Q8_0;
+            ref_cache_encode(type, x, bytes, 32);
+            ref_cache_decode(type, bytes, back, 32);
+            for (int i = 0; i < 32; i++)
+                assert_true(isfinite(back[i]));
+        }
+    }
+    float zeros[32] = {0}, back[32];
+    uint8_t bytes[34];
+    ref_cache_encode(INFER_TYPE_Q4_0, zeros, bytes, 32);
+    ref_cache_decode(INFER_TYPE_Q4_0, bytes, back, 32);
+    for (int i = 0; i < 32; i++)
+        assert_true(back[i] == 0 || fabsf(back[i]) < 1e-5f);
 }
 
 /* Pages carry the whole state: copied, or read and written back, a sequence goes on elsewhere. */
@@ -511,7 +615,7 @@ static void spoil_activation(struct tiny *m, struct infer_state_config *state)
 }
 static void spoil_cache(struct tiny *m, struct infer_state_config *state)
 {
-    state->k_type = INFER_TYPE_Q4_0;
+    state->k_type = INFER_TYPE_Q4_1;
 }
 static void spoil_cache_heads(struct tiny *m, struct infer_state_config *state)
 {
@@ -535,7 +639,7 @@ static const struct refusal refusals[] = {
     {"zero", -EINVAL, spoil_zero},
     {"34", -EINVAL, spoil_rope},
     {"activation 9", -ENOTSUP, spoil_activation},
-    {"cache of type Q4_0", -ENOTSUP, spoil_cache},
+    {"cache of type Q4_1", -ENOTSUP, spoil_cache},
     {"multiple of 32, not 6", -ENOTSUP, spoil_cache_heads},
     {"pages", -EINVAL, spoil_pages},
 };
@@ -642,6 +746,9 @@ int main(void)
         cmocka_unit_test(logits_match_the_equations),
         cmocka_unit_test(rows_depend_on_their_sequence_alone),
         cmocka_unit_test(smaller_caches_stay_close),
+        cmocka_unit_test(rotation_keeps_products),
+        cmocka_unit_test(four_bits_round_well),
+        cmocka_unit_test(cached_blocks_are_finite),
         cmocka_unit_test(pages_carry_the_state),
         cmocka_unit_test(outputs_are_filled),
         cmocka_unit_test(bad_plans_are_refused_by_name),

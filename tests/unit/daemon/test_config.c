@@ -74,7 +74,7 @@ static void everything_given(void **state)
     (void)state;
     assert_int_equal(parse("--model a=/m/one.gguf --model=/m/Two.GGUF --socket /tmp/i.sock "
                            "--backend ref --backend-options x=1,y=2 --threads 3 --ctx 4096 "
-                           "--parallel 256 --state-memory 3G --cache-type-k q8_0 "
+                           "--parallel 256 --state-memory 3G --cache-type-k q4_0 "
                            "--cache-type-v f16 --event-loop epoll --log-level debug --spin-us 0"),
                      0);
     assert_int_equal(config.n_models, 2);
@@ -89,7 +89,7 @@ static void everything_given(void **state)
     assert_int_equal(config.n_context, 4096);
     assert_int_equal(config.parallel, 256);
     assert_int_equal(config.state_memory_bytes, (uint64_t)3 << 30);
-    assert_int_equal(config.k_type, INFER_TYPE_Q8_0);
+    assert_int_equal(config.k_type, INFER_TYPE_Q4_0);
     assert_int_equal(config.v_type, INFER_TYPE_F16);
     assert_int_equal(config.event_loop, LOOP_EPOLL);
     assert_int_equal(config.log_level, LOG_LEVEL_DEBUG);
@@ -167,7 +167,7 @@ static void mistakes_are_named(void **state)
     refused("--model a --ctx 16777217", "--ctx: '16777217' is not a number from 0 to 16777216");
     refused("--model a --state-memory lots",
             "--state-memory: 'lots' is not a size, such as 512M or 4G");
-    refused("--model a --cache-type-k q4_0", "--cache-type-k: 'q4_0' is not f16 or q8_0");
+    refused("--model a --cache-type-k q4_1", "--cache-type-k: 'q4_1' is not f16, q8_0 or q4_0");
     refused("--model a --event-loop kqueue",
             "--event-loop: 'kqueue' is not auto, io_uring or epoll");
     refused("--model a --log-level loud",

@@ -418,8 +418,10 @@ static void sleep_until_woken(struct dispatch *d)
 {
     unsigned seen = atomic_load_explicit(&d->wake, memory_order_seq_cst);
     bool came = false;
-    if (d->page_stale)
-        dispatch_write_page(d, clock_us()); /* idle from here on: the page says so */
+    if (d->page_stale) { /* idle from here on: the page says so */
+        dispatch_read_memory(d);
+        dispatch_write_page(d, clock_us());
+    }
     atomic_store_explicit(&d->asleep, true, memory_order_seq_cst);
     for (struct client *client = d->clients; client != NULL; client = client->next)
         came |= !client->closed && session_sleep(client->session);
@@ -540,6 +542,7 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     }
     for (uint32_t i = 0; i < config->n_models; i++)
         sched_set_pages(d->sched, i, config->models[i].state.n_pages);
+    dispatch_read_memory(d);
     dispatch_write_page(d, d->start_us);
     *ret = d;
     return 0;

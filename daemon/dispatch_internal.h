@@ -79,8 +79,9 @@ struct dispatch {
     uint32_t n_sessions;
     uint64_t n_requests, n_failed, n_prompt_tokens, n_tokens, n_steps, start_us;
     struct second seconds[DISPATCH_SECONDS];
-    uint64_t tick_us; /* when the next tick is due */
-    bool page_stale;  /* something ran since the status page was written */
+    uint64_t memory_bytes, memory_available; /* as last read */
+    uint64_t tick_us;                        /* when the next tick is due */
+    bool page_stale;                         /* something ran since the status page was written */
     struct infer_page page;
 };
 
@@ -99,7 +100,8 @@ void dispatch_drop(struct dispatch *d, struct job *job);
 
 /* dispatch_status.c */
 int dispatch_models(const struct dispatch *d, struct job *job);
-int dispatch_status(const struct dispatch *d, struct job *job);
+int dispatch_status(struct dispatch *d, struct job *job);
+void dispatch_read_memory(struct dispatch *d);
 void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
                          uint64_t to_us);
 void dispatch_write_page(struct dispatch *d, uint64_t now_us);

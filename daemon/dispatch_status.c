@@ -59,6 +59,16 @@ static uint64_t resident_bytes(void)
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
+/* Reads files of /proc: for answers to a person and for an engine that goes to sleep, not for the
+ * page of a busy one. */
+void dispatch_read_memory(struct dispatch *d)
+{
+    struct topology limits = {0};
+    topology_limits("", &limits);
+    d->memory_available = limits.memory_available;
+    d->memory_bytes = resident_bytes();
+}
+
 static void fill_speeds(const struct dispatch *d, struct infer_status *s)
 {
     uint64_t now = clock_us() / 1000000u;
@@ -88,10 +98,8 @@ static void fill_status(const struct dispatch *d, struct infer_status *s)
     snprintf(s->version, sizeof s->version, "%s", INFERD_VERSION);
     snprintf(s->event_loop, sizeof s->event_loop, "%s", loop_name(d->config.loop));
     s->uptime_us = clock_us() - d->start_us;
-    s->memory_bytes = resident_bytes();
-    struct topology limits = {0};
-    topology_limits("", &limits);
-    s->memory_available = limits.memory_available;
+    s->memory_bytes = d->memory_bytes;
+    s->memory_available = d->memory_available;
     s->n_models = d->config.n_models;
     s->n_sessions = d->n_sessions;
     s->n_running = counts.n_running;
@@ -110,11 +118,12 @@ static void fill_status(const struct dispatch *d, struct infer_status *s)
     fill_speeds(d, s);
 }
 
-int dispatch_status(const struct dispatch *d, struct job *job)
+int dispatch_status(struct dispatch *d, struct job *job)
 {
     struct infer_status *s = malloc(sizeof *s);
     if (s == NULL)
         return -INFER_E_OUT_OF_MEMORY;
+    dispatch_read_memory(d);
     fill_status(d, s);
     job->result_what = INFER_ABI_STATUS_RECORD;
     job->result = (uint8_t *)s;

@@ -20,7 +20,9 @@
 /* How far `served` may be ahead of who competes, in cost at weight 100; see users_bound_lead(). */
 #define SCHED_SERVED_LEAD 16384u
 /* Rows of prefill that run beside decodes whatever was measured. */
-#define SCHED_PREFILL_MIN 16u
+#define SCHED_PREFILL_MIN 2u
+/* Rows of a full step that decodes leave to prefill that is due. */
+#define SCHED_PREFILL_RESERVE 16u
 /* How many times that may become when prompts outnumber decodes; see prefill_budget(). */
 #define SCHED_CROWD_MAX 8u
 /* Sequences that age in one step: bounds its cost; the rest age in the next. */

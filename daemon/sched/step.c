@@ -394,7 +394,7 @@ uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struc
     survey(s, &step);
     uint32_t limit = min_u32(room, step.rows);
     if (step.n_prefill > 0) {
-        uint32_t reserve = min_u32(SCHED_PREFILL_MIN, s->config.step_rows / 4);
+        uint32_t reserve = min_u32(SCHED_PREFILL_RESERVE, s->config.step_rows / 4);
         limit = min_u32(room > 1 ? room - 1 : room, step.rows - reserve);
     }
     share_decodes(s, &step, limit);

@@ -4,7 +4,7 @@
 #   make try        ask the embedded model a question (installs what is missing first)
 #   make check      all tests, also under sanitizers, with both compilers (likewise)
 #   make check-layers, check-format, check-unit     parts of it
-#   make bench      the figures of README, beside llama.cpp
+#   make bench, make bench-serve      the figures of README, beside llama.cpp
 #   make clean
 #
 # SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
@@ -183,7 +183,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench
+.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve
 tests: all $(unit_tests) $(kernel_tests) $(system_tests)
 
 check-unit: tests
@@ -216,6 +216,8 @@ check: deps-check
 
 bench: all
 	tests/bench/run.sh
+bench-serve: all
+	tests/bench/serve.sh
 
 clean:
 	rm -rf build

@@ -199,13 +199,15 @@ static int start(struct daemon *d, struct report *report)
         rc = load_backend(d, report);
     if (rc < 0)
         return rc;
+    for (uint32_t i = 0; i < d->config->n_models && rc == 0; i++)
+        rc = load_model(d, &d->config->models[i], report);
+    if (rc < 0)
+        return rc; /* one line that says why, and no other */
     struct infer_device device;
     d->backend.api->describe(d->backend.instance, &device);
     log_info("inferd " INFERD_VERSION ", %s, backend %s: %s, event loop %s", d->topology.text,
              d->backend.api->name, device.name, loop_name(d->loop));
-    for (uint32_t i = 0; i < d->config->n_models && rc == 0; i++)
-        rc = load_model(d, &d->config->models[i], report);
-    return rc == 0 ? start_serving(d, report) : rc;
+    return start_serving(d, report);
 }
 
 static void stop(struct daemon *d)

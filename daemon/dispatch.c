@@ -33,12 +33,8 @@ static void queue_done(struct message_queue *q)
     pthread_mutex_destroy(&q->lock);
 }
 
-int dispatch_send(struct message_queue *q, struct message message)
+static void queue_append(struct message_queue *q, struct message *m)
 {
-    struct message *m = malloc(sizeof *m);
-    if (m == NULL)
-        return -ENOMEM;
-    *m = message;
     m->next = NULL;
     pthread_mutex_lock(&q->lock);
     *q->last = m;
@@ -46,6 +42,15 @@ int dispatch_send(struct message_queue *q, struct message message)
     atomic_store_explicit(&q->any, true, memory_order_release);
     pthread_cond_signal(&q->filled);
     pthread_mutex_unlock(&q->lock);
+}
+
+int dispatch_send(struct message_queue *q, struct message message)
+{
+    struct message *m = malloc(sizeof *m);
+    if (m == NULL)
+        return -ENOMEM;
+    *m = message;
+    queue_append(q, m);
     return 0;
 }
 
@@ -119,11 +124,7 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
                      const char *text)
 {
     d->n_failed += code != 0;
-    if (job->slot != JOB_NO_SLOT) {
-        sched_remove(d->sched, job->slot);
-        d->by_slot[job->slot] = NULL;
-        job->slot = JOB_NO_SLOT;
-    }
+    dispatch_leave_sched(d, job);
     job_finish(job, finish, code, text);
     if (job->sequence != NULL) /* whatever the client has still to read */
         engine_sequence_end(job->sequence);
@@ -247,33 +248,6 @@ static void add_client(struct dispatch *d, struct message *m)
     d->n_sessions++;
 }
 
-static void post_close(void *ctx)
-{
-    void **pair = ctx;
-    const struct dispatch *d = pair[0];
-    d->config.on_close(pair[1]);
-    free(pair);
-}
-
-static void post_free(void *ctx)
-{
-    void **pair = ctx;
-    const struct dispatch *d = pair[0];
-    d->config.on_free(pair[1]);
-    free(pair);
-}
-
-static void tell_event_thread(struct dispatch *d, void (*fn)(void *ctx), struct connection *c)
-{
-    void **pair = malloc(2 * sizeof *pair);
-    if (pair == NULL)
-        return; /* the connection leaks until the process ends; there is no memory to say it */
-    pair[0] = d;
-    pair[1] = c;
-    if (loop_post(d->config.loop, fn, pair) < 0)
-        free(pair);
-}
-
 static void remove_client(struct dispatch *d, struct connection *c)
 {
     struct client *client = d->clients;
@@ -291,7 +265,7 @@ static void remove_client(struct dispatch *d, struct connection *c)
         free(client);
         d->n_sessions--;
     }
-    tell_event_thread(d, post_free, c);
+    loop_post(d->config.loop, d->config.on_free, c);
 }
 
 /* A session that broke the protocol keeps no job; its socket is hung up by the event thread, whose
@@ -302,7 +276,7 @@ static void give_up(struct dispatch *d, struct client *client)
         dispatch_drop(d, client->jobs);
     if (client->connection != NULL && !client->hung_up) {
         client->hung_up = true;
-        tell_event_thread(d, post_close, client->connection);
+        loop_post(d->config.loop, d->config.on_close, client->connection);
     }
 }
 
@@ -507,12 +481,7 @@ static void *prepare_main(void *arg)
             }
             job_prepare(m->job);
             /* The message that brought the job brings it back: no memory is needed. */
-            m->next = NULL;
-            pthread_mutex_lock(&d->inbox.lock);
-            *d->inbox.last = m;
-            d->inbox.last = &m->next;
-            atomic_store_explicit(&d->inbox.any, true, memory_order_release);
-            pthread_mutex_unlock(&d->inbox.lock);
+            queue_append(&d->inbox, m);
             dispatch_wake(d);
         }
     }

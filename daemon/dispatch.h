@@ -32,9 +32,9 @@ struct dispatch_config {
     int cpu; /* where the engine thread runs, beside the backend's workers; -1: anywhere */
     struct loop *loop;
     struct status_page *page; /* written ten times a second while anything runs */
-    /* Called on the event thread. */
-    void (*on_close)(struct connection *c); /* we ended this session: hang up */
-    void (*on_free)(struct connection *c);  /* the last use of its session is over */
+    /* Called on the event thread, with a connection. */
+    void (*on_close)(void *connection); /* we ended this session: hang up */
+    void (*on_free)(void *connection);  /* the last use of its session is over */
 };
 
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);

@@ -96,6 +96,7 @@ int dispatch_send(struct message_queue *q, struct message message);
 bool dispatch_poll(struct dispatch *d, struct client *client); /* true: something was there */
 void dispatch_prepared(struct dispatch *d, struct job *job);
 void dispatch_hold(struct dispatch *d, struct job *job);
+void dispatch_leave_sched(struct dispatch *d, struct job *job);
 void dispatch_drop(struct dispatch *d, struct job *job);
 
 /* dispatch_status.c */

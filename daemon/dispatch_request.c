@@ -42,15 +42,20 @@ static void unlink_job(struct job *job)
     job->next = job->previous = NULL;
 }
 
-/* Takes the job out of every list and frees it, at once or, while it is being prepared, as soon as
- * the preparing thread gives it back. */
-void dispatch_drop(struct dispatch *d, struct job *job)
+void dispatch_leave_sched(struct dispatch *d, struct job *job)
 {
     if (job->slot != JOB_NO_SLOT) {
         sched_remove(d->sched, job->slot);
         d->by_slot[job->slot] = NULL;
         job->slot = JOB_NO_SLOT;
     }
+}
+
+/* Takes the job out of every list and frees it, at once or, while it is being prepared, as soon as
+ * the preparing thread gives it back. */
+void dispatch_drop(struct dispatch *d, struct job *job)
+{
+    dispatch_leave_sched(d, job);
     if (job->stalled)
         dispatch_clear_stalled(d, job);
     unlink_job(job);
@@ -186,15 +191,20 @@ static struct job *find_job(const struct client *client, uint32_t request)
     return job;
 }
 
+/* Ends a job that is not over yet; it may be freed. */
+static void end_job(struct dispatch *d, struct job *job, int code, const char *text)
+{
+    if (job->phase == JOB_PREPARING)
+        job->cancelled = true;
+    else if (job->phase == JOB_RUNNING)
+        dispatch_finish(d, job, INFER_FINISH_CANCEL, code, text);
+}
+
 static void cancel(struct dispatch *d, struct client *client, uint32_t request)
 {
     struct job *job = find_job(client, request);
-    if (job == NULL || job->phase == JOB_DRAINING)
-        return; /* it is over; its DONE is on the way */
-    if (job->phase == JOB_PREPARING)
-        job->cancelled = true;
-    else
-        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
+    if (job != NULL)
+        end_job(d, job, 0, NULL);
 }
 
 /* Ends another request by its daemon-wide id. Who may not end it does not learn that it exists. */
@@ -207,11 +217,7 @@ static void end_request(struct dispatch *d, struct job *job)
             if (other->id != job->ask.target || other == job ||
                 !(any || session_peer(client->session)->uid == uid))
                 continue;
-            if (other->phase == JOB_RUNNING) /* may free it */
-                dispatch_finish(d, other, INFER_FINISH_CANCEL, INFER_E_CANCELLED,
-                                "it was ended by its id");
-            else
-                cancel(d, client, other->request);
+            end_job(d, other, INFER_E_CANCELLED, "it was ended by its id");
             dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
             return;
         }

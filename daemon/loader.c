@@ -34,12 +34,18 @@ static uint32_t min_u32(uint64_t a, uint64_t b)
     return (uint32_t)(a < b ? a : b);
 }
 
+/* The longest sequence that is asked for: never longer than what the model was made for. */
+static uint32_t wanted_context(const struct plan *plan, const struct loader_options *o)
+{
+    uint32_t trained = plan->backend.shape.n_context;
+    return o->n_context != 0 ? min_u32(o->n_context, trained) : trained;
+}
+
 int loader_estimate(const struct plan *plan, const struct backend *backend,
                     const struct loader_options *o, struct infer_state_config *ret_state,
                     struct infer_estimate *ret_estimate, struct report *report)
 {
-    uint32_t trained = plan->backend.shape.n_context;
-    uint32_t wanted = o->n_context != 0 ? min_u32(o->n_context, trained) : trained;
+    uint32_t wanted = wanted_context(plan, o);
     uint32_t per_sequence = (wanted + PAGE_TOKENS - 1) / PAGE_TOKENS;
     uint32_t least =
         o->n_context != 0 ? per_sequence : min_u32(per_sequence, STATE_TOKENS_MIN / PAGE_TOKENS);
@@ -140,9 +146,7 @@ static int open_on_backend(const struct gguf *g, struct engine_model *m,
     if (rc < 0)
         return rc;
     m->n_context = min_u32((uint64_t)m->state.n_pages * m->state.page_tokens,
-                           options->n_context != 0
-                               ? min_u32(options->n_context, m->plan->backend.shape.n_context)
-                               : m->plan->backend.shape.n_context);
+                           wanted_context(m->plan, options));
     rc = backend->api->model_open(backend->instance, &m->plan->backend, &m->state, &m->weights);
     if (rc < 0)
         return backend_failed(backend, rc, "open the model", report);

@@ -35,7 +35,7 @@ struct daemon {
     uint32_t n_models;
     struct dispatch *dispatch;
     struct status_page *page;
-    struct sched_policy everybody;
+    struct policy policies[CONFIG_POLICIES_MAX];
 };
 
 static int exit_status(int code)
@@ -137,26 +137,30 @@ static int load_model(struct daemon *d, const struct config_model *from, struct 
     return 0;
 }
 
-/* The last policy of "default", if there is one. */
-static int default_policy(const struct config *c, struct sched_policy *ret, struct report *report)
+/* Before anything is loaded, so that a mistyped policy is heard of at once. */
+static int parse_policies(struct daemon *d, struct report *report)
 {
-    struct policy p;
-    for (uint32_t i = 0; i < c->n_policies; i++) {
-        if (policy_parse(c->policies[i], &p, report) < 0)
-            return -report->code;
-        if (p.is_default)
-            *ret = p.sched;
-    }
-    return 0;
+    int rc = 0;
+    for (uint32_t i = 0; i < d->config->n_policies && rc == 0; i++)
+        rc = policy_parse(d->config->policies[i], &d->policies[i], report);
+    return rc;
+}
+
+/* The last policy of "default", if there is one. */
+static struct sched_policy default_policy(const struct daemon *d)
+{
+    struct sched_policy everybody = {0};
+    for (uint32_t i = 0; i < d->config->n_policies; i++)
+        if (d->policies[i].is_default)
+            everybody = d->policies[i].sched;
+    return everybody;
 }
 
 static int set_policies(struct daemon *d, struct report *report)
 {
-    struct policy p;
     for (uint32_t i = 0; i < d->config->n_policies; i++) {
-        if (policy_parse(d->config->policies[i], &p, report) < 0)
-            return -report->code;
-        if (!p.is_default && dispatch_set_policy(d->dispatch, p.uid, &p.sched) < 0)
+        const struct policy *p = &d->policies[i];
+        if (!p->is_default && dispatch_set_policy(d->dispatch, p->uid, &p->sched) < 0)
             return report_fail(report, INFER_E_INVALID, "--policy: too many users");
     }
     return 0;
@@ -168,7 +172,7 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .n_models = d->n_models,
                                      .max_running = d->config->parallel,
                                      .step_rows = INFER_STEP_ROWS_MAX,
-                                     .policy = d->everybody,
+                                     .policy = default_policy(d),
                                      .spin_us = d->config->spin_us,
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
@@ -188,7 +192,7 @@ static int start_serving(struct daemon *d, struct report *report)
 
 static int start(struct daemon *d, struct report *report)
 {
-    int rc = default_policy(d->config, &d->everybody, report);
+    int rc = parse_policies(d, report);
     if (rc == 0)
         rc = start_loop(d, report);
     if (rc == 0 && topology_discover(&d->topology, NULL) < 0)

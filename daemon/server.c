@@ -211,14 +211,14 @@ static void hang_up(struct connection *c)
         dispatch_remove(c->server->dispatch, c);
 }
 
-void server_on_close(struct connection *c)
+void server_on_close(void *connection)
 {
-    hang_up(c);
+    hang_up(connection);
 }
 
-void server_on_free(struct connection *c)
+void server_on_free(void *connection)
 {
-    free_connection(c);
+    free_connection(connection);
 }
 
 static void on_doorbell(void *ctx, uint32_t poll_events)

@@ -21,7 +21,7 @@ void server_stop(struct server *s);
 void server_free(struct server *s);
 
 /* dispatch_config's callbacks. */
-void server_on_close(struct connection *c);
-void server_on_free(struct connection *c);
+void server_on_close(void *connection);
+void server_on_free(void *connection);
 
 #endif

@@ -441,26 +441,30 @@ static void pin_thread(int cpu)
     }
 }
 
+bool dispatch_turn(struct dispatch *d)
+{
+    bool busy = take_messages(d);
+    busy |= poll_clients(d);
+    if (d->stalled != NULL)
+        flush_stalled(d);
+    if (busy)
+        publish(d); /* QUEUED must not wait for the step */
+    busy |= run_step(d);
+    publish(d);
+    uint64_t now = clock_us();
+    if (now >= d->tick_us)
+        tick(d, now);
+    return busy;
+}
+
 static void *engine_main(void *arg)
 {
     struct dispatch *d = arg;
     pthread_setname_np(pthread_self(), "inferd-engine");
     pin_thread(d->config.cpu);
-    while (!d->stopping) {
-        bool busy = take_messages(d);
-        busy |= poll_clients(d);
-        if (d->stalled != NULL)
-            flush_stalled(d);
-        if (busy)
-            publish(d); /* QUEUED must not wait for the step */
-        busy |= run_step(d);
-        publish(d);
-        uint64_t now = clock_us();
-        if (now >= d->tick_us)
-            tick(d, now);
-        if (!busy && !spin(d))
+    while (!d->stopping)
+        if (!dispatch_turn(d) && !spin(d))
             sleep_until_woken(d);
-    }
     end_everything(d);
     return NULL;
 }
@@ -527,13 +531,14 @@ int dispatch_start(struct dispatch *d)
     int rc = pthread_create(&d->prepare_thread, NULL, prepare_main, d);
     if (rc != 0)
         return -rc;
+    d->started = true;
     rc = pthread_create(&d->engine_thread, NULL, engine_main, d);
     if (rc != 0) {
+        d->started = false;
         dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_STOP});
         pthread_join(d->prepare_thread, NULL);
         return -rc;
     }
-    d->started = true;
     return 0;
 }
 

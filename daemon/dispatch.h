@@ -42,6 +42,9 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);
 int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_policy *policy);
 /* Starts the engine and preparing threads. */
 int dispatch_start(struct dispatch *d);
+/* One turn of the engine thread's loop; true when there was something to do. For who drives the hub
+ * from a thread and a clock of his own (the simulator) and never calls dispatch_start(). */
+bool dispatch_turn(struct dispatch *d);
 /* Ends every request with SHUTDOWN, closes every session, joins the threads. */
 void dispatch_stop(struct dispatch *d);
 void dispatch_free(struct dispatch *d);

@@ -72,7 +72,7 @@ struct dispatch {
 
     struct message_queue inbox, prepare;
     pthread_t engine_thread, prepare_thread;
-    bool started;
+    bool started;     /* its threads run */
     atomic_uint wake; /* futex: counts reasons to wake up */
     atomic_bool asleep;
 

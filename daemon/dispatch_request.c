@@ -174,7 +174,7 @@ void dispatch_prepared(struct dispatch *d, struct job *job)
 static void prepare(struct dispatch *d, struct job *job)
 {
     job->phase = JOB_PREPARING;
-    if (job->payload_bytes > DISPATCH_INLINE_BYTES_MAX &&
+    if (d->started && job->payload_bytes > DISPATCH_INLINE_BYTES_MAX &&
         dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_PREPARED, .job = job}) == 0)
         return;
     job_prepare(job);

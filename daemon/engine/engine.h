@@ -57,7 +57,7 @@ enum engine_kind { ENGINE_GENERATE, ENGINE_SCORE };
 
 struct engine_request {
     enum engine_kind kind;
-    uint32_t domain;       /* whose state this is: only the same domain's cached pages are used */
+    uint64_t domain;       /* whose state this is: only the same domain's cached pages are used */
     const int32_t *tokens; /* copied */
     uint32_t n_tokens;
     const struct infer_sampling *sampling; /* GENERATE */
@@ -67,6 +67,8 @@ struct engine_request {
     uint32_t n_stops;
     uint32_t n_top; /* SCORE */
     bool show_special;
+    uint32_t window, sinks;   /* GENERATE; 0: none, the default */
+    struct engine_past *past; /* what the tokens continue; not NULL: taken over on success */
 };
 
 /* What the last step left, for the caller to pass on before the next step. */
@@ -116,10 +118,46 @@ uint32_t engine_sequence_rows(const struct engine_sequence *s);
 /* Before its first row runs: takes what the cache has of the prompt; returns how many rows need not
  * run. A SCORE wants every row's logits and takes nothing. */
 uint32_t engine_sequence_begin(struct engine_sequence *s);
+/* Instead of begin, for a sequence with the same prompt as `from`, which runs: shares the rows of
+ * the prompt that `from` has. Returns how many need not run; falls back to begin. */
+uint32_t engine_sequence_fork(struct engine_sequence *s, const struct engine_sequence *from);
+/* At most so many of the next n_rows may run in one step: a window slides only between steps. */
+uint32_t engine_sequence_clamp(const struct engine_sequence *s, uint32_t n_rows);
 /* Its state is no longer needed; what can be of use to others stays cached. */
 void engine_sequence_end(struct engine_sequence *s);
 /* Pages it can come to hold. */
 uint32_t engine_sequence_pages(const struct engine_sequence *s);
+
+/* ---- pressure: a sequence gives its pages to others and goes on later with the same tokens ------
+ */
+
+/* Can its rows be computed again? Not once a window has slid: they are no function of the tokens
+ * that are left. */
+bool engine_sequence_can_drop(const struct engine_sequence *s);
+/* Gives up its pages; it owes all its rows again, and engine_sequence_begin() is called once more.
+ */
+void engine_sequence_drop(struct engine_sequence *s);
+/* Bytes that save() writes: the pages that others could not find in the index. */
+size_t engine_sequence_saved_bytes(const struct engine_sequence *s);
+/* Writes its pages to `memory` (64-byte aligned) and gives them up. -EIO: the backend could not,
+ * and the sequence is as before. */
+int engine_sequence_save(struct engine_sequence *s, void *memory);
+/* The way back, into new pages. -ENOSPC: too few are free, -EIO; it stays saved then. */
+int engine_sequence_restore(struct engine_sequence *s, const void *memory);
+
+/* ---- conversations: what an answer leaves behind, to be continued -------------------------------
+ */
+
+struct engine_past;
+
+/* Ends a GENERATE sequence and keeps its tokens (and, once a window has slid, its state). -ENOMEM;
+ * the sequence is over in any case. */
+int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret);
+void engine_past_free(struct engine_past *past);
+struct engine_model *engine_past_model(const struct engine_past *past);
+uint32_t engine_past_tokens(const struct engine_past *past, const int32_t **ret);
+size_t engine_past_bytes(const struct engine_past *past);   /* of host memory */
+uint32_t engine_past_pages(const struct engine_past *past); /* that it holds: 0 but for a window */
 
 /* ---- the step -------------------------------------------------------------------------------- */
 

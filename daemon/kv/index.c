@@ -31,7 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MESSAGE_HEAD 12 /* domain, parent's hash */
+#define MESSAGE_HEAD 16 /* domain, parent's hash */
 
 static size_t tokens_bytes(const struct kv_pool *pool)
 {
@@ -74,10 +74,10 @@ void kv_pool_truncate_hashes(struct kv_pool *pool, unsigned n_bits)
     pool->hash_mask = n_bits < 64 ? (UINT64_C(1) << n_bits) - 1 : UINT64_MAX;
 }
 
-uint64_t kv_index_hash(const struct kv_pool *pool, uint32_t domain, uint32_t parent,
+uint64_t kv_index_hash(const struct kv_pool *pool, uint64_t domain, uint32_t parent,
                        const int32_t *tokens)
 {
-    uint32_t head = htole32(domain);
+    uint64_t head = htole64(domain);
     uint64_t above = htole64(parent == KV_PAGE_NONE ? 0 : pool->pages[parent].hash);
     memcpy(pool->message, &head, sizeof head);
     memcpy(pool->message + sizeof head, &above, sizeof above);
@@ -93,7 +93,7 @@ bool kv_index_holds_tokens(const struct kv_pool *pool, uint32_t page, const int3
     return memcmp(page_tokens(pool, page), tokens, tokens_bytes(pool)) == 0;
 }
 
-uint32_t kv_index_find(const struct kv_pool *pool, uint64_t hash, uint32_t domain, uint32_t parent,
+uint32_t kv_index_find(const struct kv_pool *pool, uint64_t hash, uint64_t domain, uint32_t parent,
                        const int32_t *tokens)
 {
     uint32_t at = pool->buckets[hash & pool->bucket_mask];

@@ -151,7 +151,7 @@ static uint32_t evict_page(struct kv_pool *pool)
     return page;
 }
 
-static uint32_t take_page(struct kv_pool *pool, uint32_t domain)
+static uint32_t take_page(struct kv_pool *pool, uint64_t domain)
 {
     assert(kv_pool_available(pool) > 0);
     uint32_t page = pool->n_free > 0 ? pool->free[--pool->n_free] : evict_page(pool);
@@ -207,7 +207,7 @@ static uint32_t copy_page(struct kv_pool *pool, uint32_t from)
 /* ---- sequences ------------------------------------------------------------------------------- */
 
 int kv_sequence_init(const struct kv_pool *pool, struct kv_sequence *s, uint32_t max_tokens,
-                     uint32_t domain)
+                     uint64_t domain)
 {
     assert(domain != KV_DOMAIN_NONE);
     uint32_t room = kv_pool_pages_for(pool, max_tokens);

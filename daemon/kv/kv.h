@@ -36,8 +36,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* No uid has this number (it is chown()'s "leave it"), so no domain may. */
-#define KV_DOMAIN_NONE UINT32_MAX
+/* Uids are domains below 2^32, shared domains are above. */
+#define KV_DOMAIN_NONE UINT64_MAX
 
 struct kv_pool;
 
@@ -47,7 +47,7 @@ struct kv_sequence {
     uint32_t room;        /* of the pages array */
     uint32_t n_tokens;    /* rows that it has pages for: of match, fork, grow, trim */
     uint32_t n_published; /* pages[0 .. n_published) are in the index, each the next one's parent */
-    uint32_t domain;
+    uint64_t domain;
 };
 
 struct kv_config {
@@ -91,7 +91,7 @@ struct kv_counts kv_pool_count(const struct kv_pool *pool);
 
 /* Room for max_tokens rows at the most; holds no page yet. -ENOMEM. */
 int kv_sequence_init(const struct kv_pool *pool, struct kv_sequence *s, uint32_t max_tokens,
-                     uint32_t domain);
+                     uint64_t domain);
 
 /* Lets a sequence that holds nothing take the longest published prefix of tokens[0 .. n_tokens) in
  * its domain. Returns the rows it has now: a multiple of page_tokens, at most n_tokens. To draw a
@@ -121,6 +121,12 @@ void kv_sequence_trim(struct kv_pool *pool, struct kv_sequence *s, uint32_t n_to
  * page for the copy; nothing is taken then. */
 int kv_sequence_fork(struct kv_pool *pool, const struct kv_sequence *from, struct kv_sequence *to,
                      uint32_t n_tokens);
+
+/* The rows [first, first + n), which are whole pages, leave and later rows move up by n. Pages from
+ * `first` on are the sequence's own afterwards (copied where they are shared or published) and it
+ * may not be published any more beyond `first`. -ENOSPC when there is no page for a copy; nothing
+ * has changed then. The caller has the backend turn the keys of the pages that moved. */
+int kv_sequence_slide(struct kv_pool *pool, struct kv_sequence *s, uint32_t first, uint32_t n);
 
 /* May row `token` of this sequence be written in place? */
 bool kv_sequence_writable(const struct kv_pool *pool, const struct kv_sequence *s, uint32_t token);

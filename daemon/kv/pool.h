@@ -22,7 +22,7 @@
 
 struct kv_page {
     uint32_t holders;
-    uint32_t domain; /* whose rows it last held; KV_DOMAIN_NONE: nobody's, it is zero */
+    uint64_t domain; /* whose rows it last held; KV_DOMAIN_NONE: nobody's, it is zero */
     /* In the index: */
     bool indexed;
     uint32_t parent;         /* KV_PAGE_NONE: it holds rows from 0 on */
@@ -54,10 +54,10 @@ int kv_index_init(struct kv_pool *pool);
 void kv_index_done(struct kv_pool *pool);
 
 /* The hash of the page that holds page_tokens tokens and follows `parent` in the domain. */
-uint64_t kv_index_hash(const struct kv_pool *pool, uint32_t domain, uint32_t parent,
+uint64_t kv_index_hash(const struct kv_pool *pool, uint64_t domain, uint32_t parent,
                        const int32_t *tokens);
 /* KV_PAGE_NONE when there is none. */
-uint32_t kv_index_find(const struct kv_pool *pool, uint64_t hash, uint32_t domain, uint32_t parent,
+uint32_t kv_index_find(const struct kv_pool *pool, uint64_t hash, uint64_t domain, uint32_t parent,
                        const int32_t *tokens);
 /* Such a page is not there yet; the page's domain is set. */
 void kv_index_enter(struct kv_pool *pool, uint32_t page, uint64_t hash, uint32_t parent,

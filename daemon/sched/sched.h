@@ -6,9 +6,11 @@
  *
  * The data model. A sequence belongs to a uid and a model. It is added with the tokens it must run
  * through first (its prompt) and the pages it may come to need. It WAITs until a running slot and
- * its pages are free (pages are set aside for its whole life, so that it never has to stop for want
- * of them), then it RUNs: each step gives it rows, and while it owes more rows than one, these are
- * prefill. A PARKED sequence keeps slot and pages but gets no rows: its client does not read.
+ * the pages of its prompt are free, then it RUNs: each step gives it rows, and while it owes more
+ * rows than one, these are prefill. Pages are taken as rows need them, so running sequences can
+ * come to need more than there are: then one is PREEMPTed, gives up slot and pages and waits again.
+ * A PARKED sequence keeps slot and pages but gets no rows: its client does not read; after park_us
+ * it is the first to be preempted.
  *
  * The policy, sentence by sentence; names in it are fields of struct sched_config.
  *
@@ -88,6 +90,8 @@ struct sched_config {
     uint32_t max_running;   /* at once, all models together */
     uint32_t step_rows;     /* the budget of one step */
     uint32_t n_models;
+    uint32_t page_tokens;               /* rows of a page; 0: 16 */
+    uint32_t park_us;                   /* 0: 10 s */
     struct sched_policy policy;         /* of every uid that has none of its own */
     uint32_t n_users_max;               /* uids known at once; 0: 256. Idle ones are recycled. */
     uint32_t decode_growth_percent;     /* 0: 50 */
@@ -121,6 +125,22 @@ void sched_free(struct sched *s);
 /* How many pages of a model there are in all, at any time. Fewer than are set aside: nobody starts
  * until enough came back; a waiting request above the new number stays and waits. */
 void sched_set_pages(struct sched *s, uint32_t model, uint32_t n_pages);
+/* Before each sched_victim() and sched_plan(): pages of the model that nobody holds, that is free
+ * or cached. What a sequence takes from the cache at its start counts as taken. */
+void sched_set_available(struct sched *s, uint32_t model, uint32_t n_pages);
+
+/* Whom to preempt so that what runs of this model can go on by a row each, or so that a sequence
+ * that waits for the pages of one parked longer than park_us can start; NONE (UINT32_MAX) when
+ * nobody need be. The lowest in rank: parked longest, then worst class, then the uid served most,
+ * then who came last; never the only one that runs. Call sched_preempted() or sched_remove() on
+ * it, sched_set_available(), and ask again. */
+uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us);
+/* A running sequence gave up its pages: it waits again, ahead of its uid's others of its class, and
+ * will owe n_rows (all its rows, to be computed again, or 1 when its pages were saved) and need
+ * n_pages to start again. What ran a second time is not charged. */
+void sched_preempted(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n_pages);
+/* A window slid: the sequence holds n_pages fewer. */
+void sched_gave(struct sched *s, uint32_t slot, uint32_t n_pages);
 
 /* Gives a uid its own policy from now on (its entry is kept); NULL: the default again. -EINVAL: a
  * weight or class out of range; -ENOSPC: n_users_max uids are active or have one already. */

@@ -116,11 +116,11 @@ struct infer_abi_daemon_words {
 
 /* Every record of either ring. It takes infer_ring_padded(bytes) of the ring. */
 struct infer_abi_record {
-    uint32_t bytes;    /* the whole record with this head, at most INFER_RECORD_MAX */
-    uint16_t kind;     /* enum infer_abi_request_kind or infer_abi_event_kind */
-    uint16_t flags;    /* per kind */
-    uint32_t request;  /* chosen by the client, not 0, unique among its unfinished requests */
-    uint32_t reserved; /* zero */
+    uint32_t bytes;   /* the whole record with this head, at most INFER_RECORD_MAX */
+    uint16_t kind;    /* enum infer_abi_request_kind or infer_abi_event_kind */
+    uint16_t flags;   /* per kind */
+    uint32_t request; /* chosen by the client, not 0, unique among its unfinished requests */
+    uint32_t answer;  /* of an event: which of the request's answers; zero from the client */
 };
 
 enum infer_abi_request_kind {
@@ -140,6 +140,8 @@ enum infer_abi_op {
     /* Ends the request whose daemon-wide id is submit.target: one of the same user's, or anybody's
      * for root and the daemon's own user. NOT_FOUND for an unknown id and somebody else's alike. */
     INFER_ABI_END = 7, /* DONE */
+    /* Ends the conversation submit.target. NOT_FOUND for an unknown id and another user's alike. */
+    INFER_ABI_FORGET = 8, /* DONE */
 };
 
 enum infer_abi_input {
@@ -160,6 +162,12 @@ struct infer_abi_message {
     4u /* RESULT(IDS) with the prompt's token ids before the first TOKEN */
 #define INFER_ABI_SHOW_SPECIAL 8u /* text of special tokens appears in answers and DETOKENIZE */
 
+/* The daemon keeps prompt and answer as a conversation whose id is this request's (QUEUED); one
+ * that continues a conversation keeps that one's id. */
+#define INFER_ABI_KEEP 16u
+/* Over a limit of its user (QUOTA) the request waits until the limit allows it. */
+#define INFER_ABI_WAIT 32u
+
 /* Payload sections follow each other without padding, in this order: input, stop strings (each a
  * uint32_t length and its bytes), logit biases (struct infer_logit_bias each). */
 struct infer_abi_submit {
@@ -177,7 +185,13 @@ struct infer_abi_submit {
     /* Below: since the second form; zero when the sender did not know them. */
     uint32_t priority;    /* enum infer_priority */
     uint32_t deadline_ms; /* DEADLINE unless it starts within so many milliseconds; 0: none */
-    uint64_t target;      /* END */
+    uint64_t target;      /* END, FORGET */
+    /* Below: since the third form. GENERATE alone. */
+    uint32_t n_answers; /* drawn from the one prompt, at most INFER_ANSWERS_MAX; 0 and 1: one */
+    uint32_t window;    /* old tokens leave when the sequence is so long; 0: never */
+    uint32_t sinks;     /* with window: so many first tokens never leave; 0: INFER_SINKS_DEFAULT */
+    uint32_t reserved;
+    uint64_t conversation; /* the input continues this one; 0: none */
 };
 
 #define INFER_ABI_SUBMIT_MIN 240u
@@ -187,6 +201,9 @@ enum infer_abi_event_kind {
     INFER_ABI_EV_TOKEN = 2,
     INFER_ABI_EV_RESULT = 3,
     INFER_ABI_EV_DONE = 4,
+    /* One of several answers is complete: an infer_abi_done for it alone. Only when n_answers > 1;
+     * DONE, with the sums of all and the first error, follows the last of them. */
+    INFER_ABI_EV_ANSWER = 5,
 };
 
 /* The request was admitted, or has moved in the queue. */
@@ -254,7 +271,7 @@ INFER_ABI_ASSERT(welcome, sizeof(struct infer_abi_welcome) == INFER_ABI_WELCOME_
 INFER_ABI_ASSERT(client_words, sizeof(struct infer_abi_client_words) == 384);
 INFER_ABI_ASSERT(daemon_words, sizeof(struct infer_abi_daemon_words) == 512);
 INFER_ABI_ASSERT(record, sizeof(struct infer_abi_record) == 16);
-INFER_ABI_ASSERT(submit, sizeof(struct infer_abi_submit) == INFER_ABI_SUBMIT_MIN + 16);
+INFER_ABI_ASSERT(submit, sizeof(struct infer_abi_submit) == INFER_ABI_SUBMIT_MIN + 40);
 INFER_ABI_ASSERT(sampling, sizeof(struct infer_sampling) == 128);
 INFER_ABI_ASSERT(queued, sizeof(struct infer_abi_queued) == 40);
 INFER_ABI_ASSERT(token, sizeof(struct infer_abi_token) == 32);

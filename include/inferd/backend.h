@@ -290,6 +290,10 @@ struct infer_backend_api {
     int (*page_zero)(struct infer_backend_model *model, uint32_t page);
     int (*page_read)(struct infer_backend_model *model, uint32_t page, void *ret_bytes);
     int (*page_write)(struct infer_backend_model *model, uint32_t page, const void *bytes);
+    /* The page's rows have moved from position p to p + delta: its keys, in every layer, turn on by
+     * delta * inv_freq (magnitude is in them already); values stay. delta is negative when older
+     * rows have left the sequence. The page is no other sequence's. */
+    int (*page_shift)(struct infer_backend_model *model, uint32_t page, int32_t delta);
 };
 
 /* The one exported function; the table is static and constant. */

@@ -104,7 +104,26 @@ struct infer_request {
     struct infer_sampling sampling;
     uint32_t priority;    /* enum infer_priority */
     uint32_t deadline_ms; /* fail with DEADLINE unless it starts within this time; 0: wait */
+    /* Answers drawn from the one prompt, whose state they share; 0 and 1: one. Answer i is what a
+     * request of its own with seed infer_answer_seed(sampling.seed, i) would be. Events tell which
+     * answer they belong to; each ends with an ANSWER event, all of them with DONE. */
+    uint32_t n_answers;
+    /* An endless answer (attention sinks and a sliding window, arXiv:2309.17453): when the sequence
+     * is `window` tokens long, a quarter of it, the oldest after the first `sinks`, leaves, and the
+     * rest moves up. Memory stays constant and max_tokens is not bounded by the context. window: 0
+     * off, else 64 .. the model's context; sinks: 0 is INFER_SINKS_DEFAULT, at most window / 4. */
+    uint32_t window, sinks;
+    /* The daemon keeps prompt and answer, so that a later request of the same user, over any
+     * connection, goes on from there: its `conversation` is the id of this one's QUEUED event, and
+     * its input is only what is new (messages: the new turns). It ends by infer_forget(), by the
+     * daemon's restart, or after hours without use; then NOT_FOUND. Not with n_answers. */
+    int keep;
+    uint64_t conversation; /* 0: none; implies keep. CONVERSATION while another request has it */
+    int wait; /* over a limit of the user: wait in line instead of failing with QUOTA */
 };
+
+/* The seed of a request's answer i; of answer 0 the seed itself. */
+uint64_t infer_answer_seed(uint64_t seed, uint32_t answer);
 
 /* Zeroes the request and sets the defaults of sampling.h. */
 void infer_request_default(struct infer_request *request);
@@ -126,6 +145,7 @@ enum infer_event_kind {
     INFER_EVENT_TOKEN = 3,  /* one token, or text alone (has_token 0) */
     INFER_EVENT_RESULT = 4, /* a part of the result of a score, tokenize, ... request */
     INFER_EVENT_DONE = 5,   /* the last one */
+    INFER_EVENT_ANSWER = 6, /* one of several answers is complete; fields as of DONE */
 };
 
 /* A name for enum infer_finish of sampling.h: "stop", "string", "length", "cancel", "error"; "" for
@@ -164,6 +184,8 @@ struct infer_event {
     uint64_t queue_us, prefill_us, decode_us;
     /* QUEUED */
     uint64_t start_us; /* estimated time until it starts; 0: now, or not known */
+    /* TOKEN, ANSWER */
+    uint32_t answer; /* which of n_answers, from 0 */
 };
 
 /* The next event of request id (0: of any request), waiting at most timeout_ms (-1: for ever, 0:
@@ -221,6 +243,10 @@ int infer_status(struct infer_conn *conn, struct infer_status *ret_status);
  * own, or anybody's for root and the user the daemon runs as. Uniformly NOT_FOUND otherwise. */
 int infer_end(struct infer_conn *conn, uint64_t id);
 
+/* Ends a conversation of this user (infer_request.keep): the daemon forgets its tokens and state.
+ * NOT_FOUND for an unknown one and another user's alike; CONVERSATION while a request has it. */
+int infer_forget(struct infer_conn *conn, uint64_t conversation);
+
 /* ---- the status page: what runs, read from shared memory without asking the daemon ----------- */
 
 #define INFER_PAGE_SEQUENCES 256u
@@ -230,7 +256,8 @@ enum infer_sequence_state {
     INFER_SEQUENCE_WAITING = 1,
     INFER_SEQUENCE_PREFILL = 2,
     INFER_SEQUENCE_DECODE = 3,
-    INFER_SEQUENCE_PARKED = 4, /* its client does not read */
+    INFER_SEQUENCE_PARKED = 4,    /* its client does not read */
+    INFER_SEQUENCE_PREEMPTED = 5, /* it gave its pages to others and waits to go on */
 };
 
 struct infer_page_sequence {

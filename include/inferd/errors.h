@@ -30,7 +30,7 @@
     X(REQUEST_TOO_LARGE, 1016, 4, "the request is larger than the daemon takes; split it") \
     X(NO_TEMPLATE,       1017, 4, "the model has no chat template that inferd knows; use --raw and write the prompt's markup") \
     X(UNSUPPORTED,       1018, 4, "the daemon does not support this operation; update it") \
-    X(NOT_FOUND,         1019, 4, "no such request") \
+    X(NOT_FOUND,         1019, 4, "no such request or conversation; it may be over") \
     X(QUEUE_FULL,        1020, 4, "too many requests are waiting; wait for some to finish") \
     X(NO_MEMORY,         1021, 4, "the request does not fit in the memory set aside for sequences") \
     X(SLOW_READER,       1022, 5, "the client did not read its tokens in time; the request was ended") \
@@ -49,6 +49,7 @@
     X(BACKEND_LOAD,      1035, 6, "the backend cannot be loaded; reinstall inferd or choose another --backend") \
     X(QUOTA,             1036, 4, "a limit of this user is reached; wait for requests to finish, or ask the administrator") \
     X(DEADLINE,          1037, 5, "the request did not start before its deadline") \
+    X(CONVERSATION,      1038, 4, "another request has this conversation; wait for its end") \
     X(INTERNAL,          1099, 5, "inferd made a mistake; please report it with the daemon's log")
 /* clang-format on */
 

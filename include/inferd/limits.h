@@ -34,6 +34,16 @@
 #define INFER_TOP_K_MAX          (1u << 20)
 #define INFER_PENALTY_WINDOW_MAX 4096u /* tokens that the penalties look back on */
 
+/* Answers drawn from one prompt. */
+#define INFER_ANSWERS_MAX 64u
+/* First tokens that stay when a window slides: arXiv:2309.17453 finds four enough. */
+#define INFER_SINKS_DEFAULT 4u
+/* The smallest window: four pages of sequence state. */
+#define INFER_WINDOW_MIN 64u
+/* Conversations that the daemon keeps, and of one user. */
+#define INFER_CONVERSATIONS_MAX      1024u
+#define INFER_CONVERSATIONS_USER_MAX 128u
+
 /* Requests of one session that are queued or running. */
 #define INFER_SESSION_REQUESTS_MAX 256u
 /* Sessions of one daemon: each costs two mappings, six descriptors and its rings. */

@@ -246,7 +246,7 @@ static int flush_token(struct job *job, struct session *session)
 
     while (job->token_due || job->text_sent < o->text_bytes) {
         uint32_t n = text_slice(text + job->text_sent, o->text_bytes - job->text_sent);
-        int rc = session_put_token(session, job->request, o->token, o->logprob, o->index,
+        int rc = session_put_token(session, job->request, 0, o->token, o->logprob, o->index,
                                    !job->token_due, text + job->text_sent, n, o->top,
                                    job->token_due ? o->n_top : 0);
         if (rc < 0)
@@ -273,7 +273,7 @@ static int flush_done(struct job *job, struct session *session)
         done.prefill_us = job->first_token_us - job->started_us;
         done.decode_us = job->last_token_us - job->first_token_us;
     }
-    return session_put_done(session, job->request, &done,
+    return session_put_done(session, job->request, 0, &done,
                             job->report.code ? job->report.text : NULL);
 }
 

@@ -344,9 +344,9 @@ int session_put_queued(struct session *s, uint32_t request, uint64_t id, uint32_
     return 0;
 }
 
-int session_put_token(struct session *s, uint32_t request, int32_t token, float logprob,
-                      uint32_t index, bool text_only, const char *text, uint32_t text_bytes,
-                      const struct infer_logprob *top, uint32_t n_top)
+int session_put_token(struct session *s, uint32_t request, uint32_t answer, int32_t token,
+                      float logprob, uint32_t index, bool text_only, const char *text,
+                      uint32_t text_bytes, const struct infer_logprob *top, uint32_t n_top)
 {
     static const char zeros[4];
     if (text_bytes > INFER_TOKEN_TEXT_MAX || n_top > INFER_TOP_MAX)
@@ -357,7 +357,8 @@ int session_put_token(struct session *s, uint32_t request, int32_t token, float 
     struct infer_abi_token event = {.head = {.bytes = bytes,
                                              .kind = INFER_ABI_EV_TOKEN,
                                              .flags = text_only ? INFER_ABI_TEXT_ONLY : 0,
-                                             .request = request},
+                                             .request = request,
+                                             .answer = answer},
                                     .token = token,
                                     .logprob = logprob,
                                     .index = index,
@@ -395,14 +396,15 @@ int session_put_result(struct session *s, uint32_t request, uint32_t what, uint3
     return 0;
 }
 
-int session_put_done(struct session *s, uint32_t request, const struct infer_abi_done *done,
-                     const char *detail)
+/* head: kind, request and answer; its bytes are counted here. */
+static int put_end(struct session *s, struct infer_abi_record head,
+                   const struct infer_abi_done *done, const char *detail)
 {
     uint32_t detail_bytes = detail != NULL ? (uint32_t)strnlen(detail, INFER_DETAIL_MAX - 1) : 0;
     uint32_t total = (uint32_t)sizeof(struct infer_abi_done) + detail_bytes;
     struct infer_abi_done event = *done;
-    event.head =
-        (struct infer_abi_record){.bytes = total, .kind = INFER_ABI_EV_DONE, .request = request};
+    event.head = head;
+    event.head.bytes = total;
     event.detail_bytes = detail_bytes;
     int r = find_room(s, total);
     if (r < 0)
@@ -412,6 +414,22 @@ int session_put_done(struct session *s, uint32_t request, const struct infer_abi
     put_part(s, &at, detail, detail_bytes);
     s->token_tail += infer_ring_padded(total);
     return 0;
+}
+
+int session_put_answer(struct session *s, uint32_t request, uint32_t answer,
+                       const struct infer_abi_done *done, const char *detail)
+{
+    struct infer_abi_record head = {
+        .kind = INFER_ABI_EV_ANSWER, .request = request, .answer = answer};
+    return put_end(s, head, done, detail);
+}
+
+int session_put_done(struct session *s, uint32_t request, uint32_t answer,
+                     const struct infer_abi_done *done, const char *detail)
+{
+    struct infer_abi_record head = {
+        .kind = INFER_ABI_EV_DONE, .request = request, .answer = answer};
+    return put_end(s, head, done, detail);
 }
 
 /* Edge C, the waker's half; the caller has stored what the client is to see. */

@@ -90,17 +90,21 @@ bool session_has_room(struct session *s, uint32_t bytes);
  * starts; 0: now, or not known. */
 int session_put_queued(struct session *s, uint32_t request, uint64_t id, uint32_t n_prompt,
                        uint32_t position, uint64_t start_us);
-/* text_bytes <= INFER_TOKEN_TEXT_MAX, n_top <= INFER_TOP_MAX. text_only: INFER_ABI_TEXT_ONLY. */
-int session_put_token(struct session *s, uint32_t request, int32_t token, float logprob,
-                      uint32_t index, bool text_only, const char *text, uint32_t text_bytes,
-                      const struct infer_logprob *top, uint32_t n_top);
+/* answer: which of the request's, 0 when it has one. text_bytes <= INFER_TOKEN_TEXT_MAX, n_top <=
+ * INFER_TOP_MAX. text_only: INFER_ABI_TEXT_ONLY. */
+int session_put_token(struct session *s, uint32_t request, uint32_t answer, int32_t token,
+                      float logprob, uint32_t index, bool text_only, const char *text,
+                      uint32_t text_bytes, const struct infer_logprob *top, uint32_t n_top);
 /* bytes <= SESSION_RESULT_MAX. */
 #define SESSION_RESULT_MAX (INFER_RECORD_MAX - sizeof(struct infer_abi_result_head))
 int session_put_result(struct session *s, uint32_t request, uint32_t what, uint32_t offset,
                        const void *data, uint32_t bytes);
-/* done->head is filled here; detail may be NULL. */
-int session_put_done(struct session *s, uint32_t request, const struct infer_abi_done *done,
-                     const char *detail);
+/* One of several answers is complete. done->head is filled here; detail may be NULL. */
+int session_put_answer(struct session *s, uint32_t request, uint32_t answer,
+                       const struct infer_abi_done *done, const char *detail);
+/* The request is over. answer: whose error done carries; 0 without one. */
+int session_put_done(struct session *s, uint32_t request, uint32_t answer,
+                     const struct infer_abi_done *done, const char *detail);
 
 /* Makes what was put visible and wakes the client if it sleeps. Costs one store and one load when
  * it does not, nothing when nothing was put. */

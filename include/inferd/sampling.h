@@ -53,6 +53,20 @@ static inline void infer_sampling_default(struct infer_sampling *s)
     s->penalty_window = 64;
 }
 
+/* The seed of answer i of a request that has several: what a request of its own would say to get
+ * the same tokens. Answer 0 has the request's own; the others the finalizer of splitmix64 over seed
+ * + i * 0x9e3779b97f4a7c15, where 0 (which would mean "draw one") becomes 1. All modulo 2^64. */
+static inline uint64_t infer_answer_seed_of(uint64_t seed, uint32_t answer)
+{
+    if (answer == 0)
+        return seed;
+    uint64_t x = seed + answer * UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ x >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ x >> 27) * UINT64_C(0x94d049bb133111eb);
+    x ^= x >> 31;
+    return x != 0 ? x : 1;
+}
+
 /* Why an answer ended. */
 enum infer_finish {
     INFER_FINISH_NONE = 0,

@@ -78,7 +78,7 @@ static inline bool fake_done(struct session *s, struct fake_job *job, int error,
                                   .queue_us = 1,
                                   .prefill_us = 2,
                                   .decode_us = 3};
-    if (session_put_done(s, job->request.request, &done, detail) < 0)
+    if (session_put_done(s, job->request.request, 0, &done, detail) < 0)
         return false;
     admit_done(&job->request);
     job->used = false;
@@ -151,7 +151,7 @@ static inline bool fake_generate(struct session *s, struct fake_job *job)
         n = text.bytes - job->sent * 7;
     }
     struct infer_logprob top[2] = {{1, -0.5f}, {2, -1.5f}};
-    if (session_put_token(s, number, (int32_t)job->sent, -0.5f, job->sent, false, from, n, top,
+    if (session_put_token(s, number, 0, (int32_t)job->sent, -0.5f, job->sent, false, from, n, top,
                           job->request.sampling.logprobs > 0 ? 2 : 0) < 0)
         return false;
     job->sent++;

@@ -101,8 +101,8 @@ static void test_every_event(void **state)
     memset(text, 'x', sizeof text);
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
     assert_int_equal(session_put_queued(w.session, 9, 1ull << 40, 3, 2, 1ull << 33), 0);
-    assert_int_equal(session_put_token(w.session, 9, 5, -0.5f, 1, true, "abcde", 5, top, 2), 0);
-    assert_int_equal(session_put_done(w.session, 9, &done, "why"), 0);
+    assert_int_equal(session_put_token(w.session, 9, 0, 5, -0.5f, 1, true, "abcde", 5, top, 2), 0);
+    assert_int_equal(session_put_done(w.session, 9, 0, &done, "why"), 0);
     session_publish(w.session);
     assert_int_equal(wire_take(&w, &e), sizeof e.queued);
     assert_true(e.queued.id == 1ull << 40 && e.queued.n_prompt == 3 && e.queued.position == 2);
@@ -115,7 +115,7 @@ static void test_every_event(void **state)
     assert_int_equal(wire_take(&w, &e), sizeof e.done + 3);
     assert_true(e.done.error == INFER_E_BACKEND && e.done.detail_bytes == 3 &&
                 e.done.decode_us == 99 && e.done.head.kind == INFER_ABI_EV_DONE);
-    assert_int_equal(session_put_token(w.session, 1, 0, 0, 0, 0, text, sizeof text, NULL, 0),
+    assert_int_equal(session_put_token(w.session, 1, 0, 0, 0, 0, 0, text, sizeof text, NULL, 0),
                      -EINVAL);
     assert_int_equal(session_put_result(w.session, 1, 1, 0, text, SESSION_RESULT_MAX + 1), -EINVAL);
     wire_close(&w);
@@ -127,7 +127,7 @@ static void test_full_token_ring_parks(void **state)
     uint8_t record[INFER_RECORD_MAX];
     uint32_t n = 0, seen = 0;
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
-    while (session_put_token(w.session, 1, (int32_t)n, 0, n, false, "hello", 5, NULL, 0) == 0)
+    while (session_put_token(w.session, 1, 0, (int32_t)n, 0, n, false, "hello", 5, NULL, 0) == 0)
         n++;
     assert_int_equal(n, INFER_TOKEN_RING_MIN / 40);
     assert_false(session_has_room(w.session, 40));
@@ -136,9 +136,10 @@ static void test_full_token_ring_parks(void **state)
     assert_true(wire_take(&w, record) > 0);
     seen++;
     assert_true(session_has_room(w.session, 40));
-    assert_int_equal(session_put_token(w.session, 1, (int32_t)n, 0, n, false, "hello", 5, NULL, 0),
-                     0);
-    assert_int_equal(session_put_token(w.session, 1, 0, 0, 0, false, "hello", 5, NULL, 0), -EAGAIN);
+    assert_int_equal(
+        session_put_token(w.session, 1, 0, (int32_t)n, 0, n, false, "hello", 5, NULL, 0), 0);
+    assert_int_equal(session_put_token(w.session, 1, 0, 0, 0, 0, false, "hello", 5, NULL, 0),
+                     -EAGAIN);
     session_publish(w.session);
     for (; wire_take(&w, record) > 0; seen++) {
         struct infer_abi_token token;

@@ -15,7 +15,8 @@
 #include <string.h>
 
 #define FLAGS_KNOWN                                                                                \
-    (INFER_ABI_PARSE_SPECIAL | INFER_ABI_ADD_BOS | INFER_ABI_WANT_PROMPT | INFER_ABI_SHOW_SPECIAL)
+    (INFER_ABI_PARSE_SPECIAL | INFER_ABI_ADD_BOS | INFER_ABI_WANT_PROMPT |                         \
+     INFER_ABI_SHOW_SPECIAL | INFER_ABI_KEEP | INFER_ABI_WAIT)
 
 /* ---- sampling parameters --------------------------------------------------------------------- */
 
@@ -243,6 +244,7 @@ static uint32_t inputs_of(uint32_t op)
     case INFER_ABI_STATUS:
     case INFER_ABI_MODELS:
     case INFER_ABI_END:
+    case INFER_ABI_FORGET:
         return 1u; /* none */
     default:
         return 0;
@@ -256,12 +258,68 @@ static int parse_queueing(const struct infer_abi_submit *submit, struct admit_re
     if (submit->priority > INFER_PRIORITY_BATCH)
         return report_fail(report, INFER_E_BAD_PARAMETER, "priority is %u; it must be at most %u",
                            submit->priority, (unsigned)INFER_PRIORITY_BATCH);
-    if (submit->target != 0 && submit->op != INFER_ABI_END)
+    if (submit->target != 0 && submit->op != INFER_ABI_END && submit->op != INFER_ABI_FORGET)
         return report_fail(report, INFER_E_BAD_REQUEST, "operation %u takes no target", submit->op);
     a->priority = submit->priority;
     a->deadline_ms = submit->deadline_ms;
     a->target = submit->target;
     return 0;
+}
+
+static int parse_window(const struct infer_abi_submit *submit, struct admit_request *a,
+                        struct report *report)
+{
+    if (submit->window != 0 && submit->window < INFER_WINDOW_MIN)
+        return report_fail(report, INFER_E_BAD_PARAMETER,
+                           "window is %u; it must be 0 (none) or at least %u", submit->window,
+                           INFER_WINDOW_MIN);
+    if (submit->window == 0 && submit->sinks != 0)
+        return report_fail(report, INFER_E_BAD_PARAMETER,
+                           "sinks is %u; it must be 0 without a window", submit->sinks);
+    if (submit->sinks > submit->window / 4)
+        return report_fail(report, INFER_E_BAD_PARAMETER,
+                           "sinks is %u; it must be at most %u, a quarter of the window",
+                           submit->sinks, submit->window / 4);
+    a->window = submit->window;
+    a->sinks = submit->window != 0 && submit->sinks == 0 ? INFER_SINKS_DEFAULT : submit->sinks;
+    return 0;
+}
+
+/* The fields and flags of the third form; zero when the client knew an earlier one. */
+static int parse_answers(const struct infer_abi_submit *submit, struct admit_request *a,
+                         struct report *report)
+{
+    bool runs = submit->op == INFER_ABI_GENERATE || submit->op == INFER_ABI_SCORE;
+    bool keeps = (submit->flags & INFER_ABI_KEEP) != 0 || submit->conversation != 0;
+
+    a->n_answers = 1;
+    if (submit->reserved != 0)
+        return report_fail(report, INFER_E_UNSUPPORTED,
+                           "the client set a field that this daemon does not know; update the "
+                           "daemon");
+    if ((submit->flags & INFER_ABI_WAIT) != 0 && !runs)
+        return report_fail(report, INFER_E_BAD_REQUEST, "operation %u takes no flag WAIT",
+                           submit->op);
+    if (submit->op != INFER_ABI_GENERATE) {
+        if (keeps || submit->n_answers != 0 || submit->window != 0 || submit->sinks != 0)
+            return report_fail(report, INFER_E_BAD_REQUEST,
+                               "operation %u takes no flag KEEP, n_answers, window, sinks or "
+                               "conversation",
+                               submit->op);
+        return 0;
+    }
+    if (submit->n_answers > INFER_ANSWERS_MAX)
+        return report_fail(report, INFER_E_BAD_PARAMETER, "n_answers is %u; it must be at most %u",
+                           submit->n_answers, INFER_ANSWERS_MAX);
+    if (submit->n_answers > 1 && keeps)
+        return report_fail(report, INFER_E_BAD_PARAMETER,
+                           "n_answers is %u; it must be 1 in a conversation", submit->n_answers);
+    if (submit->n_answers > 1)
+        a->n_answers = submit->n_answers;
+    a->conversation = submit->conversation;
+    if (keeps)
+        a->flags |= INFER_ABI_KEEP;
+    return parse_window(submit, a, report);
 }
 
 static int parse_head(const struct session_request *r, struct admit_request *a,
@@ -307,12 +365,13 @@ static int parse_head(const struct session_request *r, struct admit_request *a,
     return 0;
 }
 
-/* An empty text may still become a prompt: the model may put BOS before it. */
+/* An empty text may still become a prompt: the model may put BOS before it, but for one that
+ * continues a conversation. */
 static bool surely_empty(const struct admit_request *a)
 {
     switch (a->input) {
     case INFER_ABI_TEXT:
-        return a->text.bytes == 0 && (a->flags & INFER_ABI_ADD_BOS) == 0;
+        return a->text.bytes == 0 && ((a->flags & INFER_ABI_ADD_BOS) == 0 || a->conversation != 0);
     case INFER_ABI_MESSAGES:
         return a->n_messages == 0;
     default:
@@ -359,7 +418,8 @@ static int parse_all(const struct session_request *r, struct admit_request *a,
                      struct report *report)
 {
     int e = parse_head(r, a, report);
-    if (e < 0 || (e = parse_queueing(&r->submit, a, report)) < 0)
+    if (e < 0 || (e = parse_queueing(&r->submit, a, report)) < 0 ||
+        (e = parse_answers(&r->submit, a, report)) < 0)
         return e;
     infer_sampling_default(&a->sampling);
     if (a->op == INFER_ABI_GENERATE && (e = take_sampling(&r->submit, &a->sampling, report)) < 0)

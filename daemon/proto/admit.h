@@ -25,12 +25,12 @@ struct admit_message {
 struct admit_request {
     uint32_t request; /* the client's number */
     uint32_t op;      /* enum infer_abi_op */
-    uint32_t flags;
+    uint32_t flags;   /* conversation not 0: KEEP is among them */
     uint32_t n_top;
     char model[INFER_MODEL_NAME_MAX]; /* NUL-terminated; "": default */
-    uint32_t input;                   /* enum infer_abi_input; 0 for STATUS, MODELS and END */
-    struct admit_bytes text;          /* TEXT */
-    struct admit_message *messages;   /* MESSAGES; points into payload */
+    uint32_t input;                 /* enum infer_abi_input; 0 for STATUS, MODELS, END and FORGET */
+    struct admit_bytes text;        /* TEXT */
+    struct admit_message *messages; /* MESSAGES; points into payload */
     uint32_t n_messages;
     const int32_t *tokens; /* TOKENS; aligned copy */
     uint32_t n_tokens;
@@ -41,7 +41,11 @@ struct admit_request {
     struct infer_sampling sampling; /* complete: fields that the client did not know are defaults */
     uint32_t priority;              /* enum infer_priority */
     uint32_t deadline_ms;           /* 0: none */
-    uint64_t target;                /* END: a daemon-wide id, which need not exist */
+    uint64_t target;                /* END, FORGET: a daemon-wide id, which need not exist */
+    uint32_t n_answers;             /* 1 .. INFER_ANSWERS_MAX */
+    uint32_t window;                /* 0: none; at least INFER_WINDOW_MIN */
+    uint32_t sinks;                 /* complete, at most window / 4; 0 without window */
+    uint64_t conversation;          /* 0: none; need not exist */
     uint8_t *payload;               /* owns what the fields above point to */
 };
 

@@ -203,8 +203,8 @@ static void test_end(void **state)
     r = make(INFER_ABI_STATUS, 0, NULL, 0);
     r.submit.target = 1;
     expect(r, INFER_E_BAD_REQUEST, "operation 5 takes no target");
-    r = make(INFER_ABI_END + 1, 0, NULL, 0);
-    expect(r, INFER_E_UNSUPPORTED, "operation 8 is not known");
+    r = make(INFER_ABI_FORGET + 1, 0, NULL, 0);
+    expect(r, INFER_E_UNSUPPORTED, "operation 9 is not known");
 }
 
 static void test_text(void **state)
@@ -242,8 +242,8 @@ static void test_head(void **state)
     r.kind = 55;
     expect(r, INFER_E_UNSUPPORTED, "records of kind 55 are not known");
     r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "x", 1);
-    r.submit.flags = 0x10;
-    expect(r, INFER_E_UNSUPPORTED, "the flags 0x10 are not known");
+    r.submit.flags = 0x40 | INFER_ABI_WAIT;
+    expect(r, INFER_E_UNSUPPORTED, "the flags 0x40 are not known");
     r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "x", 1);
     memset(r.submit.model, 'm', sizeof r.submit.model);
     expect(r, INFER_E_BAD_REQUEST, "the model's name is too long; it may take 63 bytes");

@@ -9,6 +9,7 @@
 #include "proto/admit.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -205,6 +206,154 @@ static void test_end(void **state)
     expect(r, INFER_E_BAD_REQUEST, "operation 5 takes no target");
     r = make(INFER_ABI_FORGET + 1, 0, NULL, 0);
     expect(r, INFER_E_UNSUPPORTED, "operation 9 is not known");
+}
+
+static void test_forget(void **state)
+{
+    struct admit_request a;
+    struct report report;
+    struct session_request r = make(INFER_ABI_FORGET, 0, NULL, 0);
+    r.submit.target = 1ull << 41;
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.op == INFER_ABI_FORGET && a.target == 1ull << 41 && a.input == 0);
+    admit_done(&a);
+    expect(make(INFER_ABI_FORGET, 0, "x", 1), INFER_E_BAD_REQUEST,
+           "the request carries 1 bytes; it takes none");
+    r = make(INFER_ABI_FORGET, 0, NULL, 0);
+    r.submit.conversation = 1; /* what it ends is its target */
+    expect(r, INFER_E_BAD_REQUEST, NULL);
+}
+
+static struct session_request generate(void)
+{
+    return make(INFER_ABI_GENERATE, INFER_ABI_TEXT, "hello", 5);
+}
+
+static void test_answers(void **state)
+{
+    static const uint32_t given[] = {0, 1, 2, INFER_ANSWERS_MAX};
+    struct admit_request a;
+    struct report report;
+    struct session_request r;
+    for (size_t i = 0; i < sizeof given / sizeof given[0]; i++) {
+        r = generate();
+        r.submit.n_answers = given[i];
+        r.submit.flags = INFER_ABI_WAIT;
+        assert_int_equal(admit_parse(&r, &a, &report), 0);
+        assert_int_equal(a.n_answers, given[i] > 0 ? given[i] : 1);
+        assert_true(a.window == 0 && a.sinks == 0 && a.conversation == 0);
+        assert_int_equal(a.flags, INFER_ABI_WAIT);
+        admit_done(&a);
+    }
+    r = generate();
+    r.submit.n_answers = INFER_ANSWERS_MAX + 1;
+    expect(r, INFER_E_BAD_PARAMETER, "n_answers is 65; it must be at most 64");
+    r = generate();
+    r.submit.n_answers = UINT32_MAX;
+    expect(r, INFER_E_BAD_PARAMETER, "n_answers is 4294967295; it must be at most 64");
+    r = generate();
+    r.submit.n_answers = 2;
+    r.submit.flags = INFER_ABI_KEEP;
+    expect(r, INFER_E_BAD_PARAMETER, "n_answers is 2; it must be 1 in a conversation");
+    r = generate();
+    r.submit.n_answers = 3;
+    r.submit.conversation = 7;
+    expect(r, INFER_E_BAD_PARAMETER, "n_answers is 3; it must be 1 in a conversation");
+    r = generate();
+    r.submit.reserved = 1;
+    expect(r, INFER_E_UNSUPPORTED,
+           "the client set a field that this daemon does not know; update the daemon");
+}
+
+static void test_window(void **state)
+{
+    static const struct {
+        uint32_t window, sinks, admitted; /* sinks as admitted */
+        const char *sentence;
+    } rows[] = {
+        {0, 0, 0, NULL},
+        {64, 0, INFER_SINKS_DEFAULT, NULL},
+        {64, 1, 1, NULL},
+        {64, 16, 16, NULL},
+        {UINT32_MAX, UINT32_MAX / 4, UINT32_MAX / 4, NULL},
+        {63, 0, 0, "window is 63; it must be 0 (none) or at least 64"},
+        {1, 9, 0, "window is 1; it must be 0 (none) or at least 64"},
+        {0, 4, 0, "sinks is 4; it must be 0 without a window"},
+        {64, 17, 0, "sinks is 17; it must be at most 16, a quarter of the window"},
+        {259, 65, 0, "sinks is 65; it must be at most 64, a quarter of the window"},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct session_request r = generate();
+        struct admit_request a;
+        struct report report;
+        r.submit.window = rows[i].window;
+        r.submit.sinks = rows[i].sinks;
+        if (rows[i].sentence != NULL) {
+            expect(r, INFER_E_BAD_PARAMETER, rows[i].sentence);
+            continue;
+        }
+        assert_int_equal(admit_parse(&r, &a, &report), 0);
+        assert_int_equal(a.window, rows[i].window);
+        assert_int_equal(a.sinks, rows[i].admitted);
+        admit_done(&a);
+    }
+}
+
+static void test_conversation(void **state)
+{
+    struct session_request r = generate();
+    struct admit_request a;
+    struct report report;
+    r.submit.flags = INFER_ABI_KEEP;
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.conversation == 0 && a.flags == INFER_ABI_KEEP);
+    admit_done(&a);
+    r = generate();
+    r.submit.conversation = UINT64_MAX; /* implies KEEP */
+    r.submit.n_answers = 1;
+    r.submit.window = 64;
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.conversation == UINT64_MAX && a.flags == INFER_ABI_KEEP && a.window == 64);
+    admit_done(&a);
+    r = make(INFER_ABI_GENERATE, INFER_ABI_TEXT, NULL, 0);
+    r.submit.conversation = 5;
+    r.submit.flags = INFER_ABI_ADD_BOS; /* there is none in a conversation's middle */
+    expect(r, INFER_E_PROMPT_EMPTY, NULL);
+}
+
+static void test_third_form_is_for_generate(void **state)
+{
+    static const size_t fields[] = {
+        offsetof(struct infer_abi_submit, n_answers), offsetof(struct infer_abi_submit, window),
+        offsetof(struct infer_abi_submit, sinks), offsetof(struct infer_abi_submit, conversation)};
+    static const struct {
+        uint32_t op, input;
+        bool runs;
+    } ops[] = {{INFER_ABI_SCORE, INFER_ABI_TEXT, true},
+               {INFER_ABI_TOKENIZE, INFER_ABI_TEXT, false},
+               {INFER_ABI_DETOKENIZE, INFER_ABI_TOKENS, false},
+               {INFER_ABI_STATUS, 0, false},
+               {INFER_ABI_MODELS, 0, false},
+               {INFER_ABI_END, 0, false},
+               {INFER_ABI_FORGET, 0, false}};
+    for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
+        uint32_t bytes = ops[i].input != 0 ? 4 : 0;
+        char sentence[128];
+        snprintf(sentence, sizeof sentence,
+                 "operation %u takes no flag KEEP, n_answers, window, sinks or conversation",
+                 ops[i].op);
+        for (size_t k = 0; k < sizeof fields / sizeof fields[0]; k++) {
+            struct session_request r = make(ops[i].op, ops[i].input, "\1\0\0", bytes);
+            memset((char *)&r.submit + fields[k], 1, sizeof(uint32_t));
+            expect(r, INFER_E_BAD_REQUEST, sentence);
+        }
+        struct session_request r = make(ops[i].op, ops[i].input, "\1\0\0", bytes);
+        r.submit.flags = INFER_ABI_KEEP;
+        expect(r, INFER_E_BAD_REQUEST, sentence);
+        r = make(ops[i].op, ops[i].input, "\1\0\0", bytes);
+        r.submit.flags = INFER_ABI_WAIT; /* what runs may wait, what is answered at once may not */
+        expect(r, ops[i].runs ? 0 : INFER_E_BAD_REQUEST, NULL);
+    }
 }
 
 static void test_text(void **state)
@@ -420,7 +569,7 @@ static void test_noise(void **state)
             bytes[k] = (seed >> 24) < 128 ? (uint8_t)(seed >> 8 & 7) : (uint8_t)(seed >> 16);
         }
         struct session_request r =
-            make(bytes[0] % 8, bytes[1] % 5, bytes + 8, bytes[2] % (sizeof bytes - 7));
+            make(bytes[0] % 10, bytes[1] % 5, bytes + 8, bytes[2] % (sizeof bytes - 7));
         if (r.payload_bytes >= 24) {
             r.submit.input_bytes -= 24;
             r.submit.stops_bytes = bytes[3] % 25;
@@ -428,6 +577,12 @@ static void test_noise(void **state)
         }
         struct admit_request a;
         struct report report;
+        if (bytes[4] < 4) { /* now and then what the third form brought */
+            r.submit.n_answers = bytes[5];
+            r.submit.window = bytes[6];
+            r.submit.sinks = bytes[7] & 31u;
+            r.submit.conversation = bytes[5] & 2u;
+        }
         if (admit_parse(&r, &a, &report) == 0)
             admit_done(&a);
         else
@@ -443,6 +598,11 @@ int main(void)
         cmocka_unit_test(test_sampling_reaches_the_request),
         cmocka_unit_test(test_priority_and_deadline),
         cmocka_unit_test(test_end),
+        cmocka_unit_test(test_forget),
+        cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_window),
+        cmocka_unit_test(test_conversation),
+        cmocka_unit_test(test_third_form_is_for_generate),
         cmocka_unit_test(test_text),
         cmocka_unit_test(test_head),
         cmocka_unit_test(test_tokens),

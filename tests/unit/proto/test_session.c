@@ -101,18 +101,24 @@ static void test_every_event(void **state)
     memset(text, 'x', sizeof text);
     wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
     assert_int_equal(session_put_queued(w.session, 9, 1ull << 40, 3, 2, 1ull << 33), 0);
-    assert_int_equal(session_put_token(w.session, 9, 0, 5, -0.5f, 1, true, "abcde", 5, top, 2), 0);
-    assert_int_equal(session_put_done(w.session, 9, 0, &done, "why"), 0);
+    assert_int_equal(session_put_token(w.session, 9, 3, 5, -0.5f, 1, true, "abcde", 5, top, 2), 0);
+    assert_int_equal(session_put_answer(w.session, 9, 63, &done, NULL), 0);
+    assert_int_equal(session_put_done(w.session, 9, 2, &done, "why"), 0);
     session_publish(w.session);
     assert_int_equal(wire_take(&w, &e), sizeof e.queued);
     assert_true(e.queued.id == 1ull << 40 && e.queued.n_prompt == 3 && e.queued.position == 2);
     assert_true(e.queued.start_us == 1ull << 33);
     assert_int_equal(wire_take(&w, &e), sizeof e.token + 8 + 16);
     assert_int_equal(e.token.head.flags, INFER_ABI_TEXT_ONLY);
+    assert_int_equal(e.token.head.answer, 3);
     assert_memory_equal(e.bytes + sizeof e.token, "abcde\0\0\0", 8);
     got = (struct infer_logprob *)(void *)(e.bytes + sizeof e.token + 8);
     assert_true(got[1].token == 8 && got[1].logprob == -2);
+    assert_int_equal(wire_take(&w, &e), sizeof e.done);
+    assert_true(e.done.head.kind == INFER_ABI_EV_ANSWER && e.done.head.answer == 63 &&
+                e.done.head.request == 9 && e.done.detail_bytes == 0 && e.done.decode_us == 99);
     assert_int_equal(wire_take(&w, &e), sizeof e.done + 3);
+    assert_int_equal(e.done.head.answer, 2);
     assert_true(e.done.error == INFER_E_BACKEND && e.done.detail_bytes == 3 &&
                 e.done.decode_us == 99 && e.done.head.kind == INFER_ABI_EV_DONE);
     assert_int_equal(session_put_token(w.session, 1, 0, 0, 0, 0, 0, text, sizeof text, NULL, 0),
@@ -296,7 +302,8 @@ static void test_shorter_fixed_part(void **state)
     struct session_request r;
     struct wire w;
     s.priority = s.deadline_ms = UINT32_MAX;
-    s.target = UINT64_MAX;
+    s.target = s.conversation = UINT64_MAX;
+    s.n_answers = s.window = s.sinks = s.reserved = UINT32_MAX;
     for (uint32_t fixed = INFER_ABI_SUBMIT_MIN; fixed <= BIG; fixed++) {
         struct infer_abi_submit want;
         wire_open(&w, INFER_REQUEST_RING_MIN, INFER_TOKEN_RING_MIN);
@@ -319,8 +326,18 @@ static void test_shorter_fixed_part(void **state)
     assert_int_equal(session_poll(w.session, &r), 1);
     assert_int_equal(admit_parse(&r, &a, &report), 0);
     assert_true(a.priority == INFER_PRIORITY_NORMAL && a.deadline_ms == 0 && a.target == 0);
+    assert_true(a.n_answers == 1 && a.window == 0 && a.sinks == 0 && a.conversation == 0);
     admit_done(&a);
-    wire_submit(&w, 2, &s, INFER_ABI_SUBMIT_MIN - 1, "hello", 5);
+    s.priority = INFER_PRIORITY_BATCH;
+    s.target = 0;
+    wire_submit(&w, 2, &s, offsetof(struct infer_abi_submit, n_answers), "hello", 5);
+    wire_publish(&w);
+    assert_int_equal(session_poll(w.session, &r), 1);
+    assert_int_equal(admit_parse(&r, &a, &report), 0);
+    assert_true(a.priority == INFER_PRIORITY_BATCH && a.deadline_ms == UINT32_MAX);
+    assert_true(a.n_answers == 1 && a.window == 0 && a.sinks == 0 && a.conversation == 0);
+    admit_done(&a);
+    wire_submit(&w, 3, &s, INFER_ABI_SUBMIT_MIN - 1, "hello", 5);
     wire_publish(&w);
     assert_int_equal(session_poll(w.session, &r), -INFER_E_PROTOCOL);
     wire_close(&w);

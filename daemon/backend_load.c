@@ -62,7 +62,7 @@ static int check_files(const char *folder, const char *path, struct report *repo
     return check_owner(folder, &st, report);
 }
 
-/* Every function of the table's first form, by its place. */
+/* Every function of the table, by its place. */
 static int find_missing(const struct infer_backend_api *api)
 {
     const void *functions[] = {
@@ -73,6 +73,7 @@ static int find_missing(const struct infer_backend_api *api)
         (const void *)(uintptr_t)api->model_close,  (const void *)(uintptr_t)api->run,
         (const void *)(uintptr_t)api->page_copy,    (const void *)(uintptr_t)api->page_zero,
         (const void *)(uintptr_t)api->page_read,    (const void *)(uintptr_t)api->page_write,
+        (const void *)(uintptr_t)api->page_shift,
     };
     for (size_t i = 0; i < sizeof functions / sizeof functions[0]; i++)
         if (functions[i] == NULL)

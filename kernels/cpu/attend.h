@@ -388,6 +388,7 @@ void JOIN(cpu_isa, SIMD)(struct cpu_isa *ret)
         .pack = pack_row,
         .gated = gated_row,
         .rope = rope_row,
+        .turn_f16 = turn_halves,
         .to_f16 = f16_row,
     };
     memcpy(ret->matmul, JOIN(cpu_matmul, SIMD), sizeof ret->matmul);

@@ -189,6 +189,7 @@ static const struct infer_backend_api api = {
     .page_zero = cpu_page_zero,
     .page_read = cpu_page_read,
     .page_write = cpu_page_write,
+    .page_shift = cpu_page_shift,
 };
 
 __attribute__((visibility("default"))) const struct infer_backend_api *infer_backend_v1(void)

@@ -61,6 +61,11 @@ static uint32_t nibble(const struct ref_cache_q4 *b, uint32_t i)
     return i < 16 ? b->qs[i] & 15u : b->qs[i - 16] >> 4;
 }
 
+static void put_nibble(struct ref_cache_q4 *b, uint32_t i, uint32_t code)
+{
+    b->qs[i % 16] |= (uint8_t)(i < 16 ? code : code << 4);
+}
+
 static void key_q4_0(uint8_t *codes, uint8_t *words, uint32_t slot, const float *x)
 {
     struct ref_cache_q4 block;
@@ -83,6 +88,41 @@ void cpu_cache_key(uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, co
             key_q8_0(keys + n * b, keys + all + 2 * CPU_PAGE_TOKENS * b, slot, x);
         else
             key_q4_0(keys + n / 2 * b, keys + all / 2 + 4 * CPU_PAGE_TOKENS * b, slot, x);
+    }
+}
+
+static void read_q8_0(const uint8_t *codes, const uint8_t *scales, uint32_t slot, float *ret)
+{
+    struct ref_q8_0 block;
+    memcpy(&block.d, scales + 2 * slot, 2);
+    codes += 4 * slot;
+    for (uint32_t i = 0; i < CPU_BLOCK; i++)
+        block.qs[i] = (int8_t)(codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4] - 128);
+    ref_cache_decode(INFER_TYPE_Q8_0, &block, ret, CPU_BLOCK);
+}
+
+static void read_q4_0(const uint8_t *codes, const uint8_t *words, uint32_t slot, float *ret)
+{
+    struct ref_cache_q4 block = {0};
+    for (uint32_t h = 0; h < 2; h++)
+        memcpy(&block.word[h], words + 2 * (CPU_PAGE_TOKENS * h + slot), 2);
+    codes += 4 * slot;
+    for (uint32_t i = 0; i < CPU_BLOCK / 2; i++) {
+        uint32_t both = codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4], at = 8 * (i / 4) + i % 4;
+        put_nibble(&block, at, both & 15);
+        put_nibble(&block, at + 4, both >> 4);
+    }
+    ref_cache_decode(INFER_TYPE_Q4_0, &block, ret, CPU_BLOCK);
+}
+
+void cpu_cache_key_read(const uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, float *ret)
+{
+    const size_t n = (size_t)CPU_PAGE_TOKENS * CPU_BLOCK, all = (size_t)CPU_PAGE_TOKENS * dim;
+    for (uint32_t b = 0; b < dim / CPU_BLOCK; b++, ret += CPU_BLOCK) {
+        if (type == INFER_TYPE_Q8_0)
+            read_q8_0(keys + n * b, keys + all + 2 * CPU_PAGE_TOKENS * b, slot, ret);
+        else
+            read_q4_0(keys + n / 2 * b, keys + all / 2 + 4 * CPU_PAGE_TOKENS * b, slot, ret);
     }
 }
 

@@ -5,6 +5,7 @@
  *   cache.c          how keys and values lie in a page; queries packed for them
  *   ops.h attend.h   norms, packing of x, activation, rotation; attention
  *   step.c           one batch: the plan's operations as sections between barriers
+ *   shift.c          a page's keys to other positions
  *   model.c          a plan checked and laid out in memory; tensors and pages written
  *   pool.c           the threads
  *   backend.c        the entry point and its options
@@ -130,6 +131,9 @@ void cpu_matrix_read(const struct cpu_matrix *matrix, uint32_t row, float *ret);
 size_t cpu_cache_bytes(uint32_t type, uint32_t dim);
 /* One row into its slot, 0 .. 15, of a page; Q8_0 and Q4_0. */
 void cpu_cache_key(uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, const float *x);
+/* The key in a slot, as it was given but for the rounding. */
+void cpu_cache_key_read(const uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot,
+                        float *ret);
 void cpu_cache_value(uint8_t *values, uint32_t type, uint32_t dim, uint32_t slot, const float *x);
 
 /* What a block of a packed query has beside its codes: a number is 128 high + low, times scale. */
@@ -182,6 +186,8 @@ struct cpu_isa {
     void (*gated)(float *gate, const float *up, uint32_t n, uint32_t activation);
     /* x turned in place; cosine and sine hold n_dims / 2 numbers each. */
     void (*rope)(float *x, const float *cosine, const float *sine, uint32_t n_dims, uint32_t style);
+    /* 16 pairs of half numbers turned by one angle, in place; kept finite. */
+    void (*turn_f16)(uint16_t *a, uint16_t *b, float cosine, float sine);
     /* Half-precision, nearest even, kept finite. */
     void (*to_f16)(uint16_t *ret, const float *x, uint32_t n);
 };

@@ -104,6 +104,9 @@ int cpu_page_zero(struct infer_backend_model *model, uint32_t page);
 int cpu_page_read(struct infer_backend_model *model, uint32_t page, void *ret_bytes);
 int cpu_page_write(struct infer_backend_model *model, uint32_t page, const void *bytes);
 
+/* shift.c */
+int cpu_page_shift(struct infer_backend_model *model, uint32_t page, int32_t delta);
+
 /* step.c */
 int cpu_run(struct infer_backend_model *model, struct infer_batch *batch);
 

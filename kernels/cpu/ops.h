@@ -5,6 +5,7 @@
  *           a = round(x / d), so |x - d a| <= d / 2
  *   gated   silu(g) u = g u / (1 + e^-g), or gelu_tanh(g) u
  *   rope    pairs of dimensions turned by the row's angles
+ *   turn    one pair of dimensions of 16 cached keys, turned on by one angle
  *
  * All touch each number once or twice and are bound by the first-level cache; together they stay
  * under 3% of a step. Each handles one row, so that a row's bits cannot depend on its neighbours.
@@ -129,5 +130,17 @@ static void f16_row(uint16_t *ret, const float *x, uint32_t n)
         v = vf_min(vf_max(v, vf_set(-65504.0f)), vf_set(65504.0f));
         vf_store_f16(halves, v);
         memcpy(ret + i, halves, here * sizeof(uint16_t));
+    }
+}
+
+static void turn_halves(uint16_t *a, uint16_t *b, float cosine, float sine)
+{
+    const vf c = vf_set(cosine), s = vf_set(sine), low = vf_set(-65504.0f), high = vf_set(65504.0f);
+    for (uint32_t i = 0; i < CPU_PAGE_TOKENS; i += SIMD_LANES) {
+        vf x = vf_load_f16(a + i), y = vf_load_f16(b + i);
+        vf first = vf_sub(vf_mul(x, c), vf_mul(y, s));
+        vf second = vf_add(vf_mul(x, s), vf_mul(y, c));
+        vf_store_f16(a + i, vf_min(vf_max(first, low), high));
+        vf_store_f16(b + i, vf_min(vf_max(second, low), high));
     }
 }

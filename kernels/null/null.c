@@ -3,8 +3,9 @@
  * Everything around a backend is tested and measured with it: the rings, the scheduler, fairness,
  * what a user sees when a device fails. It keeps no weights, but checks that each row of each
  * tensor comes exactly once and in order. It keeps pages, so that sharing, copying and zeroing of
- * sequence state can be seen: row `position` of a page is the token id that was computed there,
- * plus one; zero is a row never written.
+ * sequence state can be seen: a page has page_tokens words of 32 bits, row by row the token id that
+ * was computed there plus one (zero is a row never written), then as many, row by row the position
+ * it was computed for; page_shift() moves those.
  *
  * The token drawn at a row is a hash of the sampling seed, the row's token and its position, mapped
  * to the ids 3 and up (0 .. 2 are control tokens by custom), past tokens banned by a bias of minus
@@ -20,6 +21,8 @@
  *   eos_after=N,eos=ID   the token drawn for position N or a later one is ID
  *   refuse=1         model_open() fails with -ENOMEM
  *   page_bytes=N     pages are at least so large
+ *   check_rows=1     run() fails with -EINVAL where a cached row of a sequence was never computed,
+ *                    or for another position: a page too few, too many, stale or not shifted
  *
  * Threads: one caller at a time. A single-row step without delay takes well under a microsecond:
  * run() allocates nothing, and reads no clock unless a delay is asked for. */
@@ -47,7 +50,7 @@ struct null_options {
     uint64_t delay_us, row_delay_us;
     uint64_t fail_step, lose_step;
     uint64_t eos_after, eos;
-    uint64_t refuse, page_bytes;
+    uint64_t refuse, page_bytes, check_rows;
 };
 
 struct infer_backend {
@@ -98,6 +101,7 @@ static int option_set(struct null_options *options, const struct ref_option *opt
         {"eos", &options->eos, INFER_VOCAB_MAX - 1},
         {"refuse", &options->refuse, 1},
         {"page_bytes", &options->page_bytes, PAGE_BYTES_MAX},
+        {"check_rows", &options->check_rows, 1},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(option->key, known[i].key) != 0)
@@ -163,7 +167,7 @@ static int null_estimate(struct infer_backend *backend, const struct infer_plan 
         return fail(backend, -EINVAL, "a vocabulary of %u tokens", plan->shape.n_vocab);
     if (state->page_tokens == 0 || state->n_pages == 0)
         return fail(backend, -EINVAL, "%u pages of %u tokens", state->n_pages, state->page_tokens);
-    estimate.page_bytes = (uint64_t)state->page_tokens * sizeof(uint32_t);
+    estimate.page_bytes = (uint64_t)state->page_tokens * 2 * sizeof(uint32_t);
     if (estimate.page_bytes < backend->options.page_bytes)
         estimate.page_bytes = backend->options.page_bytes;
     estimate.page_bytes = (estimate.page_bytes + 63) & ~(uint64_t)63;
@@ -203,7 +207,7 @@ static int null_model_open(struct infer_backend *backend, const struct infer_pla
     model->n_written = (uint64_t *)(model + 1);
     model->model_bytes = estimate.scratch_bytes;
     model->page_bytes = estimate.page_bytes;
-    /* 32 bits times at most 34: no overflow. */
+    /* 32 bits times at most 36: no overflow. */
     model->pages_bytes = estimate.page_bytes * state->n_pages;
     model->pages = host->memory_take(host->ctx, model->pages_bytes);
     if (model->pages == NULL) {
@@ -309,6 +313,29 @@ static void fill(const struct infer_backend_model *model, struct infer_batch_out
         output->logits[i] = made_up_logprob(n_vocab, chosen, (int32_t)i);
 }
 
+/* A row of a page: its token, plus one, and its position. */
+static uint32_t *row_at(struct infer_backend_model *model, uint32_t page, uint32_t row)
+{
+    return (uint32_t *)(void *)(model->pages + page * model->page_bytes) + row;
+}
+
+/* Whether the rows before the batch's were computed, and for their positions. */
+static bool rows_are_right(struct infer_backend_model *model, const struct infer_batch_seq *seq)
+{
+    uint32_t page_tokens = model->state.page_tokens;
+    if (seq->position > (uint64_t)seq->n_pages * page_tokens)
+        return false;
+    for (uint32_t i = 0; i < seq->position; i++) {
+        uint32_t page = seq->pages[i / page_tokens];
+        if (page >= model->state.n_pages)
+            return false;
+        const uint32_t *row = row_at(model, page, i % page_tokens);
+        if (row[0] == 0 || row[page_tokens] != i)
+            return false;
+    }
+    return true;
+}
+
 /* Writes the rows' tokens into the sequence's pages. */
 static bool store_rows(struct infer_backend_model *model, const struct infer_batch *batch,
                        const struct infer_batch_seq *seq)
@@ -320,10 +347,9 @@ static bool store_rows(struct infer_backend_model *model, const struct infer_bat
         uint32_t position = seq->position + i, index = position / page_tokens;
         if (index >= seq->n_pages || seq->pages[index] >= model->state.n_pages)
             return false;
-        uint32_t row = (uint32_t)batch->tokens[seq->first_row + i] + 1;
-        memcpy(model->pages + seq->pages[index] * model->page_bytes +
-                   position % page_tokens * sizeof row,
-               &row, sizeof row);
+        uint32_t *row = row_at(model, seq->pages[index], position % page_tokens);
+        row[0] = (uint32_t)batch->tokens[seq->first_row + i] + 1;
+        row[page_tokens] = position;
     }
     return true;
 }
@@ -381,6 +407,9 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
     if (!model->ready)
         return fail(backend, -EINVAL, "the model is not ready");
     for (uint32_t i = 0; i < batch->n_seqs; i++) {
+        if (options->check_rows && !rows_are_right(model, &batch->seqs[i]))
+            return fail(backend, -EINVAL, "sequence %u of the batch lacks rows before %u", i,
+                        batch->seqs[i].position);
         if (!store_rows(model, batch, &batch->seqs[i]))
             return fail(backend, -EINVAL, "sequence %u of the batch does not fit", i);
     }
@@ -441,6 +470,20 @@ static int null_page_write(struct infer_backend_model *model, uint32_t page, con
     return 0;
 }
 
+/* Keys would turn by delta; here the positions move, modulo 2^32 as their arithmetic goes. */
+static int null_page_shift(struct infer_backend_model *model, uint32_t page, int32_t delta)
+{
+    uint32_t page_tokens = model->state.page_tokens;
+    if (page_at(model, page) == NULL)
+        return -EINVAL;
+    for (uint32_t i = 0; i < page_tokens; i++) {
+        uint32_t *row = row_at(model, page, i);
+        if (row[0] != 0)
+            row[page_tokens] += (uint32_t)delta;
+    }
+    return 0;
+}
+
 static const struct infer_backend_api api = {
     .abi = INFER_BACKEND_ABI,
     .bytes = sizeof(struct infer_backend_api),
@@ -460,6 +503,7 @@ static const struct infer_backend_api api = {
     .page_zero = null_page_zero,
     .page_read = null_page_read,
     .page_write = null_page_write,
+    .page_shift = null_page_shift,
 };
 
 const struct infer_backend_api *infer_backend_v1(void)

@@ -11,6 +11,7 @@
 #include "ref/model.h"
 
 #include "ref/cache.h"
+#include "ref/rope.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -321,5 +322,37 @@ int ref_page_write(struct infer_backend_model *model, uint32_t page, const void 
     if (target == NULL)
         return -EINVAL;
     memcpy(target, bytes, model->sizes.page);
+    return 0;
+}
+
+/* One cached head of keys: decoded, turned by the angles in scratch, and encoded again. */
+static void shift_head(struct infer_backend_model *model, uint8_t *bytes)
+{
+    const uint32_t type = model->state.k_type, dim = model->plan->shape.head_dim;
+    float *key = model->scratch.cached_row;
+    ref_cache_decode(type, bytes, key, dim);
+    if (ref_cache_rotates(type))
+        ref_cache_rotate(key, dim);
+    ref_rope_turn(&model->plan->rope, model->scratch.cosine, model->scratch.sine, key);
+    if (ref_cache_rotates(type))
+        ref_cache_rotate(key, dim);
+    ref_cache_encode(type, key, bytes, dim);
+}
+
+int ref_page_shift(struct infer_backend_model *model, uint32_t page, int32_t delta)
+{
+    const struct infer_shape *shape = &model->plan->shape;
+    const uint64_t head = ref_cache_bytes(model->state.k_type, shape->head_dim);
+    uint8_t *target = page_at(model, page);
+    if (target == NULL)
+        return -EINVAL;
+    if (delta == 0 || model->plan->rope.n_dims == 0)
+        return 0;
+    ref_rope_delta(&model->plan->rope, delta, model->scratch.cosine, model->scratch.sine);
+    for (uint32_t l = 0; l < shape->n_layers; l++) {
+        uint8_t *rows = target + l * model->sizes.layer;
+        for (uint32_t i = 0; i < model->state.page_tokens * shape->n_kv_heads; i++)
+            shift_head(model, rows + i * head);
+    }
     return 0;
 }

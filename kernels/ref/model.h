@@ -89,5 +89,6 @@ int ref_page_copy(struct infer_backend_model *model, uint32_t to, uint32_t from)
 int ref_page_zero(struct infer_backend_model *model, uint32_t page);
 int ref_page_read(struct infer_backend_model *model, uint32_t page, void *ret_bytes);
 int ref_page_write(struct infer_backend_model *model, uint32_t page, const void *bytes);
+int ref_page_shift(struct infer_backend_model *model, uint32_t page, int32_t delta);
 
 #endif

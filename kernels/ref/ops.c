@@ -8,6 +8,7 @@
 
 #include "ref/cache.h"
 #include "ref/quant.h"
+#include "ref/rope.h"
 
 #include <math.h>
 #include <string.h>
@@ -120,21 +121,6 @@ void ref_rope_table(struct infer_backend_model *model, const struct infer_batch 
     }
 }
 
-/* (a, b) -> (a cos - b sin, a sin + b cos) for each pair of one head. */
-static void rope_head(const struct infer_rope *rope, const float *cosine, const float *sine,
-                      float *head)
-{
-    uint32_t n_pairs = rope->n_dims / 2;
-    bool pairs = rope->style == INFER_ROPE_PAIRS;
-    for (uint32_t p = 0; p < n_pairs; p++) {
-        float *first = head + (pairs ? 2 * p : p);
-        float *second = pairs ? first + 1 : first + n_pairs;
-        float a = *first, b = *second;
-        *first = a * cosine[p] - b * sine[p];
-        *second = a * sine[p] + b * cosine[p];
-    }
-}
-
 /* Head norm, if the model has one, then rope, over all heads of all rows. */
 static void finish_heads(struct infer_backend_model *model, float *values, uint32_t n_heads,
                          uint32_t norm, uint32_t n_rows)
@@ -148,7 +134,7 @@ static void finish_heads(struct infer_backend_model *model, float *values, uint3
             float *head = values + ((size_t)b * n_heads + n) * shape->head_dim;
             if (norm != INFER_TENSOR_NONE)
                 ref_rms_norm(head, vector_of(model, norm), head, shape->head_dim, shape->norm_eps);
-            rope_head(rope, cosine, sine, head);
+            ref_rope_turn(rope, cosine, sine, head);
         }
     }
 }

@@ -21,6 +21,7 @@ static const struct infer_backend_api api = {
     .page_zero = ref_page_zero,
     .page_read = ref_page_read,
     .page_write = ref_page_write,
+    .page_shift = ref_page_shift,
 };
 
 const struct infer_backend_api *infer_backend_v1(void)

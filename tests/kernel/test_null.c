@@ -320,6 +320,49 @@ static void pages_remember_their_tokens(void **state)
     session_done(&s);
 }
 
+/* A page says which positions its rows are for; a shift moves them, and only rows that are there.
+ */
+static void shifts_move_positions(void **state)
+{
+    (void)state;
+    struct session s;
+    static uint32_t page[2 * PAGE_TOKENS];
+    session_init(&s, "");
+    draw(&s, 1, 500, PAGE_TOKENS + 3);
+    assert_int_equal(s.api->page_shift(s.model, 1, -5), 0);
+    assert_int_equal(s.api->page_read(s.model, 1, page), 0);
+    for (int i = 0; i < PAGE_TOKENS; i++) {
+        assert_int_equal(page[i], i == 3 ? 501 : 0);
+        assert_int_equal(page[PAGE_TOKENS + i], i == 3 ? PAGE_TOKENS - 2 : 0);
+    }
+    assert_int_equal(s.api->page_shift(s.model, N_PAGES, 1), -EINVAL);
+    session_done(&s);
+}
+
+/* check_rows=1: rows that are not there, or not for their positions, fail the step. A sequence of
+ * three pages loses the second; it goes on only with the third one shifted. */
+static void cached_rows_can_be_checked(void **state)
+{
+    (void)state;
+    struct session s;
+    struct infer_batch_output output = {.target = -1};
+    const uint32_t left[N_PAGES] = {0, 2, 3};
+    struct infer_batch_seq seq = {0, 1, 2 * PAGE_TOKENS, 3, left};
+    int32_t token = 9;
+    struct infer_batch batch = {1, 1, 1, &token, &seq, &output};
+    session_init(&s, "check_rows=1");
+    assert_int_equal(step(&s, 7, 1, &output), -EINVAL);
+    for (uint32_t i = 0; i < 3 * PAGE_TOKENS; i++)
+        assert_int_equal(step(&s, 7, i, &output), 0);
+    assert_int_equal(s.api->run(s.model, &batch), -EINVAL);
+    assert_non_null(strstr(s.api->last_error(s.backend), "lacks rows before 32"));
+    assert_int_equal(s.api->page_shift(s.model, 2, -PAGE_TOKENS), 0);
+    assert_int_equal(s.api->run(s.model, &batch), 0);
+    seq.n_pages = 1;
+    assert_int_equal(s.api->run(s.model, &batch), -EINVAL);
+    session_done(&s);
+}
+
 /* The best of several runs, so that a busy machine does not fail it; about 20 ns when idle. */
 static void a_step_costs_next_to_nothing(void **state)
 {
@@ -357,6 +400,8 @@ int main(void)
         cmocka_unit_test(a_model_can_be_refused),
         cmocka_unit_test(the_loading_contract_is_checked),
         cmocka_unit_test(pages_remember_their_tokens),
+        cmocka_unit_test(shifts_move_positions),
+        cmocka_unit_test(cached_rows_can_be_checked),
         cmocka_unit_test(a_step_costs_next_to_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

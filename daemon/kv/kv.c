@@ -27,7 +27,13 @@
  * Writing again. After a roll-back into the middle of a page, that page may be shared or published;
  * grow() then gives the sequence a copy, so that what others see, and what is cached, stays. When
  * there is no page for the copy and nobody else holds the original, it is taken out of the index
- * and written in place: then nothing can stand on it, for that would be cached and available. */
+ * and written in place: then nothing can stand on it, for that would be cached and available.
+ *
+ * Sliding. Rows that move are turned in place by the backend, so every page that moves becomes the
+ * sequence's own first, from the last to the first: what stands on a page and is held by this
+ * sequence alone has then been taken out of the index, or copied, before the page itself. So again
+ * only a page that others hold needs a new one for sure, and the count of those is what -ENOSPC is
+ * decided by, before anything changes. */
 #include "kv/pool.h"
 
 #include <assert.h>
@@ -341,6 +347,27 @@ int kv_sequence_fork(struct kv_pool *pool, const struct kv_sequence *from, struc
     to->n_pages = whole + partly;
     to->n_tokens = n_tokens;
     to->n_published = from->n_published < whole ? from->n_published : whole;
+    return 0;
+}
+
+int kv_sequence_slide(struct kv_pool *pool, struct kv_sequence *s, uint32_t first, uint32_t n)
+{
+    uint32_t page = pool->config.page_tokens, from = first / page, leave = n / page, need = 0;
+    assert(first % page == 0 && n % page == 0);
+    assert(first <= s->n_tokens && n <= s->n_tokens - first);
+    for (uint32_t i = from + leave; i < s->n_pages; i++)
+        need += pool->pages[s->pages[i]].holders > 1;
+    if (need > kv_pool_available(pool))
+        return -ENOSPC;
+    if (s->n_published > from)
+        s->n_published = from;
+    for (uint32_t i = s->n_pages; i > from + leave; i--)
+        make_own(pool, s, i - 1);
+    for (uint32_t i = from + leave; i > from; i--)
+        drop_page(pool, s->pages[i - 1]);
+    s->n_pages -= leave;
+    s->n_tokens -= n;
+    memmove(s->pages + from, s->pages + from + leave, (s->n_pages - from) * sizeof *s->pages);
     return 0;
 }
 

@@ -124,8 +124,9 @@ int kv_sequence_fork(struct kv_pool *pool, const struct kv_sequence *from, struc
 
 /* The rows [first, first + n), which are whole pages, leave and later rows move up by n. Pages from
  * `first` on are the sequence's own afterwards (copied where they are shared or published) and it
- * may not be published any more beyond `first`. -ENOSPC when there is no page for a copy; nothing
- * has changed then. The caller has the backend turn the keys of the pages that moved. */
+ * may not be published any more beyond `first`. n may be 0: then the pages only become its own, and
+ * a slide from there on takes no page. -ENOSPC when there is no page for a copy; nothing has
+ * changed then. The caller has the backend turn the keys of the pages that moved. */
 int kv_sequence_slide(struct kv_pool *pool, struct kv_sequence *s, uint32_t first, uint32_t n);
 
 /* May row `token` of this sequence be written in place? */

@@ -18,8 +18,8 @@ enum { FAKE_PAGES = 64, FAKE_TOKENS = 4 };
 
 struct fake_pages {
     uint64_t rows[FAKE_PAGES][FAKE_TOKENS];
-    uint32_t domain[FAKE_PAGES];      /* whose rows are in it; 0: it is zero */
-    uint32_t zeroed_from[FAKE_PAGES]; /* not written since it was zeroed of this domain's rows */
+    uint64_t domain[FAKE_PAGES];      /* whose rows are in it; 0: it is zero */
+    uint64_t zeroed_from[FAKE_PAGES]; /* not written since it was zeroed of this domain's rows */
     uint32_t n_zeroed, n_copied;
     uint32_t last_to, last_from;
 };
@@ -36,7 +36,7 @@ static void fake_zero(void *ctx, uint32_t page)
 
 /* A page that is written holds zeros or the writer's own domain's rows, and it was not zeroed for
  * the domain whose rows it held. */
-static inline void fake_take(struct fake_pages *f, uint32_t page, uint32_t domain)
+static inline void fake_take(struct fake_pages *f, uint32_t page, uint64_t domain)
 {
     if (f->domain[page] != 0)
         assert_int_equal(f->domain[page], domain);
@@ -71,7 +71,7 @@ static inline struct kv_pool *fake_pool(struct fake_pages *f, uint32_t n_pages)
     return pool;
 }
 
-static inline uint64_t fake_row(uint64_t before, uint32_t domain, int32_t token)
+static inline uint64_t fake_row(uint64_t before, uint64_t domain, int32_t token)
 {
     return rng_at(before ^ domain, (uint64_t)(uint32_t)token) | 1;
 }

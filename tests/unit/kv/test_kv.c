@@ -187,6 +187,97 @@ static void test_an_unpublished_fork_waits_with_publishing(void **state)
     kv_pool_free(pool);
 }
 
+/* Rows as a backend would have them after the slide, but for the turn of their keys. */
+static void expect_rows(const struct kv_sequence *s, const uint64_t *rows)
+{
+    for (uint32_t i = 0; i < s->n_tokens; i++)
+        assert_true(fake.rows[s->pages[i / FAKE_TOKENS]][i % FAKE_TOKENS] == rows[i]);
+}
+
+static void test_a_slide_moves_rows_up_in_the_sequence_own_pages(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 8);
+    struct kv_sequence a, b;
+    const struct kv_sequence *all[] = {&a, &b};
+    uint64_t rows[16], row = 0;
+    for (uint32_t i = 0; i < 16; i++)
+        rows[i] = row = fake_row(row, 7, text[i]);
+    assert_int_equal(kv_sequence_init(pool, &a, 16, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 16, 7), 0);
+    fake_prefill(&fake, pool, &a, text, 14);
+    assert_int_equal(kv_sequence_match(pool, &b, text, 14), 12);
+    uint32_t sink = a.pages[0], gone = a.pages[1], moved = a.pages[2], last = a.pages[3];
+    assert_int_equal(kv_sequence_slide(pool, &a, 4, 4), 0);
+    kv_check(pool, all, 2);
+    assert_int_equal(a.n_tokens, 10);
+    assert_int_equal(a.n_pages, 3);
+    assert_int_equal(a.n_published, 1);
+    assert_int_equal(a.pages[0], sink);
+    assert_int_not_equal(a.pages[1], moved); /* b's and the index's */
+    assert_int_equal(a.pages[2], last);      /* its own already */
+    assert_int_equal(b.pages[1], gone);
+    memmove(rows + 4, rows + 8, 8 * sizeof *rows);
+    expect_rows(&a, rows);
+    fake_check(&fake, &b, text);
+    assert_true(kv_sequence_writable(pool, &a, 4) && !kv_sequence_writable(pool, &a, 3));
+    assert_int_equal(kv_sequence_slide(pool, &a, 4, 4), 0); /* no page is taken now */
+    assert_int_equal(fake.n_copied, 1);
+    assert_int_equal(kv_pool_used(pool), 4); /* b's three, the first of them a's, too, and one */
+    kv_sequence_done(pool, &b);
+    kv_check(pool, all, 1);
+    kv_sequence_done(pool, &a);
+    kv_pool_free(pool);
+}
+
+static void test_a_slide_of_nothing_makes_the_pages_its_own(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 4);
+    struct kv_sequence a;
+    assert_int_equal(kv_sequence_init(pool, &a, 16, 7), 0);
+    fake_prefill(&fake, pool, &a, text, 12);
+    assert_int_equal(kv_sequence_slide(pool, &a, 4, 0), 0);
+    assert_int_equal(a.n_tokens, 12);
+    assert_int_equal(a.n_published, 1);
+    assert_false(kv_sequence_writable(pool, &a, 0));
+    assert_true(kv_sequence_writable(pool, &a, 4) && kv_sequence_writable(pool, &a, 11));
+    fake_check(&fake, &a, text);
+    kv_check(pool, (const struct kv_sequence *[]){&a}, 1);
+    kv_sequence_done(pool, &a);
+    kv_pool_free(pool);
+}
+
+/* Every page is held: what others hold cannot be copied, what is only published is taken out of the
+ * index where it lies. */
+static void test_a_slide_in_a_full_pool(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 4);
+    struct kv_sequence a, b;
+    const struct kv_sequence *all[] = {&a, &b};
+    assert_int_equal(kv_sequence_init(pool, &a, 16, 7), 0);
+    assert_int_equal(kv_sequence_init(pool, &b, 16, 7), 0);
+    fake_prefill(&fake, pool, &a, text, 16);
+    assert_int_equal(kv_sequence_match(pool, &b, text, 12), 12);
+    uint32_t before[4];
+    memcpy(before, a.pages, sizeof before);
+    assert_int_equal(kv_sequence_slide(pool, &a, 4, 4), -ENOSPC);
+    assert_memory_equal(before, a.pages, sizeof before);
+    assert_int_equal(a.n_tokens, 16);
+    assert_int_equal(a.n_published, 4);
+    kv_check(pool, all, 2);
+    kv_sequence_trim(pool, &b, 4);
+    assert_int_equal(kv_sequence_slide(pool, &a, 4, 4), 0);
+    assert_int_equal(fake.n_copied, 0);
+    assert_int_equal(a.pages[1], before[2]);
+    assert_int_equal(a.pages[2], before[3]);
+    kv_check(pool, all, 2);
+    kv_sequence_done(pool, &a);
+    kv_sequence_done(pool, &b);
+    kv_pool_free(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -197,6 +288,9 @@ int main(void)
         cmocka_unit_test(test_a_fork_at_a_page_boundary_needs_no_page),
         cmocka_unit_test(test_n_answers_go_their_own_ways),
         cmocka_unit_test(test_an_unpublished_fork_waits_with_publishing),
+        cmocka_unit_test(test_a_slide_moves_rows_up_in_the_sequence_own_pages),
+        cmocka_unit_test(test_a_slide_of_nothing_makes_the_pages_its_own),
+        cmocka_unit_test(test_a_slide_in_a_full_pool),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -18,13 +18,15 @@ enum {
 
 struct object {
     bool alive, published;
-    uint32_t holders, domain, n_tokens;
+    uint32_t holders, n_tokens;
+    uint64_t domain;
     uint64_t let_go;
     int32_t tokens[N_TOKENS]; /* from row 0 on; valid when published */
 };
 
 struct model_sequence {
-    uint32_t domain, n_tokens, n_published, n_objects;
+    uint64_t domain;
+    uint32_t n_tokens, n_published, n_objects;
     uint32_t objects[N_LIST];
 };
 
@@ -35,12 +37,14 @@ static struct life {
     struct kv_sequence real[N_SEQUENCES];
     const struct kv_sequence *all[N_SEQUENCES];
     int32_t tokens[N_SEQUENCES][N_TOKENS];
+    uint64_t rows[N_SEQUENCES][N_TOKENS]; /* what they hold; after a slide no function of tokens */
+    uint32_t plain[N_SEQUENCES];          /* rows before the first that moved: may be published */
     /* the model */
     struct object objects[N_PAGES];
     struct model_sequence slow[N_SEQUENCES];
     uint64_t clock;
     uint32_t n_alive;
-    uint64_t lookups, hits, merged, copied, evictions;
+    uint64_t lookups, hits, merged, copied, evictions, slides, full;
 } l;
 
 static uint32_t draw(uint32_t n)
@@ -58,7 +62,7 @@ static uint32_t model_unheld(void)
     return n;
 }
 
-static uint32_t model_take(uint32_t domain)
+static uint32_t model_take(uint64_t domain)
 {
     uint32_t i, oldest = N_PAGES;
     if (l.n_alive == N_PAGES) {
@@ -90,7 +94,7 @@ static void model_drop(uint32_t i)
     }
 }
 
-static uint32_t model_find(uint32_t domain, const int32_t *tokens, uint32_t n_tokens)
+static uint32_t model_find(uint64_t domain, const int32_t *tokens, uint32_t n_tokens)
 {
     uint32_t found = N_PAGES;
     for (uint32_t i = 0; i < N_PAGES; i++) {
@@ -118,6 +122,20 @@ static void model_match(struct model_sequence *s, const int32_t *tokens, uint32_
     l.hits += s->n_tokens;
 }
 
+static void model_make_own(struct model_sequence *s, uint32_t i)
+{
+    uint32_t old = s->objects[i];
+    if (l.objects[old].holders == 1 && !l.objects[old].published)
+        return;
+    if (model_unheld() > 0) {
+        s->objects[i] = model_take(s->domain);
+        model_drop(old);
+        l.copied++;
+    } else {
+        l.objects[old].published = false;
+    }
+}
+
 static int model_grow(struct model_sequence *s, uint32_t n)
 {
     if (n <= s->n_tokens)
@@ -129,16 +147,8 @@ static int model_grow(struct model_sequence *s, uint32_t n)
         return -ENOSPC;
     while (s->n_objects < want)
         s->objects[s->n_objects++] = model_take(s->domain);
-    if (again && (shared || l.objects[s->objects[first]].published)) {
-        uint32_t old = s->objects[first];
-        if (model_unheld() > 0) {
-            s->objects[first] = model_take(s->domain);
-            model_drop(old);
-            l.copied++;
-        } else {
-            l.objects[old].published = false;
-        }
-    }
+    if (again)
+        model_make_own(s, first);
     s->n_tokens = n;
     return 0;
 }
@@ -195,6 +205,26 @@ static int model_fork(const struct model_sequence *from, struct model_sequence *
     return 0;
 }
 
+static int model_slide(struct model_sequence *s, uint32_t first, uint32_t n)
+{
+    uint32_t from = first / FAKE_TOKENS, leave = n / FAKE_TOKENS, need = 0;
+    for (uint32_t i = from + leave; i < s->n_objects; i++)
+        need += l.objects[s->objects[i]].holders > 1;
+    if (need > model_unheld())
+        return -ENOSPC;
+    for (uint32_t i = s->n_objects; i-- > from + leave;)
+        model_make_own(s, i);
+    for (uint32_t i = from + leave; i-- > from;)
+        model_drop(s->objects[i]);
+    for (uint32_t i = from; i + leave < s->n_objects; i++)
+        s->objects[i] = s->objects[i + leave];
+    s->n_objects -= leave;
+    s->n_tokens -= n;
+    if (s->n_published > from)
+        s->n_published = from;
+    return 0;
+}
+
 /* ---- both ------------------------------------------------------------------------------------ */
 
 static void compare(void)
@@ -208,7 +238,9 @@ static void compare(void)
         assert_int_equal(l.real[i].n_tokens, s->n_tokens);
         assert_int_equal(l.real[i].n_pages, s->n_objects);
         assert_int_equal(l.real[i].n_published, s->n_published);
-        fake_check(&l.fake, &l.real[i], l.tokens[i]);
+        for (uint32_t j = 0; j < s->n_tokens; j++)
+            assert_true(l.fake.rows[l.real[i].pages[j / FAKE_TOKENS]][j % FAKE_TOKENS] ==
+                        l.rows[i][j]);
         for (uint32_t j = 0; j < s->n_objects; j++) {
             uint32_t page = l.real[i].pages[j], *known = &page_of[s->objects[j]];
             if (*known == UINT32_MAX) { /* one page an object, one object a page */
@@ -250,20 +282,28 @@ static void grow(uint32_t i, uint32_t n)
     uint32_t before = l.real[i].n_tokens;
     int rc = kv_sequence_grow(l.pool, &l.real[i], n);
     assert_int_equal(rc, model_grow(&l.slow[i], n));
-    if (rc == 0)
-        fake_write(&l.fake, l.pool, &l.real[i], l.tokens[i], before);
+    for (uint32_t j = before; rc == 0 && j < n; j++) {
+        uint32_t page = l.real[i].pages[j / FAKE_TOKENS];
+        assert_true(kv_sequence_writable(l.pool, &l.real[i], j));
+        fake_take(&l.fake, page, l.slow[i].domain);
+        l.rows[i][j] = fake_row(j > 0 ? l.rows[i][j - 1] : 0, l.slow[i].domain, l.tokens[i][j]);
+        l.fake.rows[page][j % FAKE_TOKENS] = l.rows[i][j];
+    }
 }
 
 static void trim(uint32_t i, uint32_t n)
 {
     kv_sequence_trim(l.pool, &l.real[i], n);
     model_trim(&l.slow[i], n);
+    if (l.real[i].n_tokens <= l.plain[i])
+        l.plain[i] = N_TOKENS;
     draw_tokens(i, l.real[i].n_tokens);
 }
 
 static void publish(uint32_t i)
 {
     uint32_t n = l.real[i].n_tokens - (l.real[i].n_tokens > 0 ? draw(2) : 0);
+    n = n < l.plain[i] ? n : l.plain[i];
     kv_sequence_publish(l.pool, &l.real[i], l.tokens[i], n);
     model_publish(&l.slow[i], l.tokens[i], n);
 }
@@ -277,8 +317,34 @@ static void fork_from(uint32_t i, uint32_t from, uint32_t n)
     trim(i, 0);
     int rc = kv_sequence_fork(l.pool, &l.real[from], &l.real[i], n);
     assert_int_equal(rc, model_fork(&l.slow[from], &l.slow[i], n));
-    if (rc == 0)
-        memcpy(l.tokens[i], l.tokens[from], n * sizeof *l.tokens[i]);
+    if (rc < 0)
+        return;
+    memcpy(l.tokens[i], l.tokens[from], n * sizeof *l.tokens[i]);
+    memcpy(l.rows[i], l.rows[from], n * sizeof *l.rows[i]);
+    l.plain[i] = n > l.plain[from] ? l.plain[from] : N_TOKENS;
+}
+
+/* Rows leave, the rest move up as they are: only a backend would turn them. */
+static void slide(uint32_t i)
+{
+    uint32_t whole = l.real[i].n_tokens / FAKE_TOKENS, first = draw(whole + 1);
+    uint32_t leave = draw(whole - first + 1), n = leave * FAKE_TOKENS;
+    first *= FAKE_TOKENS;
+    int rc = kv_sequence_slide(l.pool, &l.real[i], first, n);
+    assert_int_equal(rc, model_slide(&l.slow[i], first, n));
+    if (rc < 0) {
+        l.full++;
+        return;
+    }
+    for (uint32_t j = first; j < l.real[i].n_tokens; j++)
+        assert_true(kv_sequence_writable(l.pool, &l.real[i], j));
+    memmove(l.rows[i] + first, l.rows[i] + first + n, (N_TOKENS - first - n) * sizeof *l.rows[i]);
+    memmove(l.tokens[i] + first, l.tokens[i] + first + n,
+            (N_TOKENS - first - n) * sizeof *l.tokens[i]);
+    if (n > 0 && first < l.plain[i] && first < l.real[i].n_tokens)
+        l.plain[i] = first;
+    draw_tokens(i, l.real[i].n_tokens);
+    l.slides++;
 }
 
 static void ask(uint32_t i, uint32_t n)
@@ -289,24 +355,28 @@ static void ask(uint32_t i, uint32_t n)
     model_match(&l.slow[i], l.tokens[i], n);
     assert_int_equal(found, l.slow[i].n_tokens);
     fake_check(&l.fake, &l.real[i], l.tokens[i]);
+    for (uint32_t j = 0; j < found; j++)
+        l.rows[i][j] = fake_row(j > 0 ? l.rows[i][j - 1] : 0, l.slow[i].domain, l.tokens[i][j]);
     grow(i, n);
 }
 
 static void live(uint64_t seed, unsigned hash_bits)
 {
+    static const uint64_t domains[] = {1, 2, UINT64_C(1) << 32 | 1};
     memset(&l, 0, sizeof l);
     l.seed = seed;
     l.pool = fake_pool(&l.fake, N_PAGES);
     kv_pool_truncate_hashes(l.pool, hash_bits);
     for (uint32_t i = 0; i < N_SEQUENCES; i++) {
-        l.slow[i].domain = 1 + i % 3;
+        l.slow[i].domain = domains[i % 3];
+        l.plain[i] = N_TOKENS;
         l.all[i] = &l.real[i];
         assert_int_equal(kv_sequence_init(l.pool, &l.real[i], N_TOKENS, l.slow[i].domain), 0);
         draw_tokens(i, 0);
     }
     for (int step = 0; step < STEPS; step++) {
         uint32_t i = draw(N_SEQUENCES), n = draw(N_TOKENS + 1);
-        switch (draw(8)) {
+        switch (draw(9)) {
         case 0:
         case 1:
             ask(i, n);
@@ -323,6 +393,10 @@ static void live(uint64_t seed, unsigned hash_bits)
         case 5:
             fork_from(i, draw(N_SEQUENCES), n);
             break;
+        case 6:
+            if (draw(3) == 0)
+                slide(i);
+            break;
         default:
             publish(i);
             break;
@@ -335,7 +409,7 @@ static void live(uint64_t seed, unsigned hash_bits)
     assert_int_equal(c.n_held, 0);
     /* It was a full life. */
     assert_true(c.hits_tokens > 10000 && c.evictions > 5000 && c.zeroed > 5000);
-    assert_true(c.copied > 300 && c.merged > 150);
+    assert_true(c.copied > 300 && c.merged > 150 && l.slides > 500 && l.full > 5);
     kv_pool_free(l.pool);
 }
 

@@ -11,13 +11,13 @@ static struct fake_pages fake;
 static const int32_t text[MAX] = {5,  6,  7,  8,  9,  10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20,
                                   21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36};
 
-static void start(struct kv_pool *pool, struct kv_sequence *s, uint32_t domain)
+static void start(struct kv_pool *pool, struct kv_sequence *s, uint64_t domain)
 {
     assert_int_equal(kv_sequence_init(pool, s, MAX, domain), 0);
 }
 
 /* One whole request: prefill and end. Returns the rows that match found. */
-static uint32_t ask(struct kv_pool *pool, uint32_t domain, const int32_t *tokens, uint32_t n)
+static uint32_t ask(struct kv_pool *pool, uint64_t domain, const int32_t *tokens, uint32_t n)
 {
     struct kv_sequence s;
     start(pool, &s, domain);
@@ -29,7 +29,7 @@ static uint32_t ask(struct kv_pool *pool, uint32_t domain, const int32_t *tokens
 }
 
 /* How many rows a request would find; leaves all but the order of use as it was. */
-static uint32_t peek(struct kv_pool *pool, uint32_t domain, const int32_t *tokens, uint32_t n)
+static uint32_t peek(struct kv_pool *pool, uint64_t domain, const int32_t *tokens, uint32_t n)
 {
     struct kv_sequence s;
     start(pool, &s, domain);
@@ -392,6 +392,23 @@ static void test_nothing_is_found_across_domains(void **state)
     kv_pool_free(pool);
 }
 
+/* A shared domain's number is a uid's with a bit above the 32nd. */
+static void test_a_domain_is_64_bits_wide(void **state)
+{
+    (void)state;
+    const uint64_t shared = UINT64_C(1) << 32 | ALICE;
+    struct kv_pool *pool = fake_pool(&fake, 8);
+    ask(pool, ALICE, text, 16);
+    assert_int_equal(peek(pool, shared, text, 16), 0);
+    assert_int_equal(ask(pool, shared, text, 16), 0);
+    assert_int_equal(peek(pool, shared, text, 16), 16);
+    assert_int_equal(peek(pool, ALICE, text, 16), 16);
+    assert_int_equal(kv_pool_count(pool).zeroed, 0);
+    ask(pool, ALICE, text + 1, 4); /* the oldest page is the shared domain's */
+    assert_int_equal(kv_pool_count(pool).zeroed, 1);
+    kv_pool_free(pool);
+}
+
 static void test_pages_are_zeroed_when_their_domain_changes_and_only_then(void **state)
 {
     (void)state;
@@ -432,6 +449,7 @@ int main(void)
         cmocka_unit_test(test_a_roll_back_in_a_full_pool_writes_in_place),
         cmocka_unit_test(test_a_roll_back_into_a_shared_page_needs_a_page),
         cmocka_unit_test(test_nothing_is_found_across_domains),
+        cmocka_unit_test(test_a_domain_is_64_bits_wide),
         cmocka_unit_test(test_pages_are_zeroed_when_their_domain_changes_and_only_then),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

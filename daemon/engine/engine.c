@@ -93,46 +93,64 @@ static struct infer_batch_output *add_output(struct engine_batch *b, uint32_t ro
 static void want_token(struct engine_batch *b, const struct engine_sequence *s, uint32_t row)
 {
     struct infer_batch_output *o = add_output(b, row);
-    uint32_t window = s->sampling.penalty_window;
+    uint64_t window = s->sampling.penalty_window, held = s->n_tokens - s->n_forgotten;
     o->sample = 1;
     o->n_top = s->sampling.logprobs;
     o->sampling = &s->sampling;
     o->bias = s->biases;
     o->n_bias = s->n_biases;
-    o->n_seen = window < s->n_tokens ? window : s->n_tokens;
-    o->seen = s->tokens + s->n_tokens - o->n_seen;
+    o->n_seen = (uint32_t)(window < held ? window : held);
+    o->seen = sequence_token(s, s->n_tokens - o->n_seen);
     o->uniform = rng_uniform(s->sampling.seed, s->n_tokens);
 }
 
-static void want_score(struct engine_batch *b, const struct engine_sequence *s, uint32_t row,
-                       uint32_t position)
+/* A row that runs again after a drop has its score already. */
+static void want_scores(struct engine_batch *b, const struct engine_sequence *s, uint32_t first,
+                        uint32_t n_rows)
 {
-    struct infer_batch_output *o = add_output(b, row);
-    o->target = s->tokens[position + 1];
-    o->n_top = s->n_top;
+    for (uint32_t i = 0; i < n_rows; i++) {
+        uint64_t next = s->n_cached + i + 1;
+        if (next < s->n_scored)
+            continue;
+        struct infer_batch_output *o = add_output(b, first + i);
+        o->target = *sequence_token(s, next);
+        o->n_top = s->n_top;
+    }
 }
 
 /* Lays the sequence's next rows out at the end of the batch. */
 static void add_rows(struct engine_model *m, struct engine_sequence *s, uint32_t n_rows)
 {
     struct engine_batch *b = m->batch;
-    uint32_t first = b->batch.n_rows;
-    uint32_t end = s->n_cached + n_rows;
-    int rc = kv_sequence_grow(m->pool, &s->state, end);
+    uint32_t first = b->batch.n_rows, position = sequence_position(s);
+    int rc = kv_sequence_grow(m->pool, &s->state, position + n_rows);
 
-    assert(rc == 0 && n_rows > 0 && n_rows <= engine_sequence_rows(s));
-    assert(first + n_rows <= m->state.max_rows && b->batch.n_seqs < m->state.max_seqs);
+    assert(rc == 0 && first + n_rows <= m->state.max_rows && b->batch.n_seqs < m->state.max_seqs);
     (void)rc;
-    memcpy(b->tokens + first, s->tokens + s->n_cached, n_rows * sizeof *b->tokens);
+    memcpy(b->tokens + first, sequence_token(s, s->n_cached), n_rows * sizeof *b->tokens);
     b->seqs[b->batch.n_seqs++] =
-        (struct infer_batch_seq){first, n_rows, s->n_cached, s->state.n_pages, s->state.pages};
+        (struct infer_batch_seq){first, n_rows, position, s->state.n_pages, s->state.pages};
     b->batch.n_rows += n_rows;
-    if (s->kind == ENGINE_GENERATE && end == s->n_tokens)
+    if (s->kind == ENGINE_GENERATE && s->n_cached + n_rows == s->n_tokens)
         want_token(b, s, first + n_rows - 1);
     if (s->kind == ENGINE_SCORE)
-        for (uint32_t i = 0; i < n_rows; i++)
-            want_score(b, s, first + i, s->n_cached + i);
+        want_scores(b, s, first, n_rows);
     assert(b->batch.n_outputs <= m->state.max_outputs);
+}
+
+/* Makes the sequence ready for its rows and lays them out. */
+static void enter(struct engine_model *m, const struct engine_work *work)
+{
+    struct engine_sequence *s = work->sequence;
+    s->output.has_token = false;
+    s->output.text_bytes = 0;
+    assert(!s->saved && !s->failed && work->n_rows > 0);
+    assert(work->n_rows <= engine_sequence_rows(s));
+    assert(work->n_rows == engine_sequence_clamp(s, work->n_rows));
+    int rc = window_slide(s);
+    if (rc < 0)
+        m->page_error = rc;
+    add_rows(m, s, work->n_rows);
 }
 
 /* Gives the outputs of rows [first, first + n_rows) to their sequence. */
@@ -150,26 +168,26 @@ static uint32_t take_outputs(struct engine_batch *b, struct engine_sequence *s, 
 }
 
 /* Whole pages of an answer's state can be found by the next request that begins alike. Those of a
- * SCORE are not worth their place: texts are scored once. */
+ * SCORE are not worth their place: texts are scored once. Those under a window will change. */
 static void publish(struct engine_sequence *s)
 {
-    if (s->kind == ENGINE_GENERATE)
-        kv_sequence_publish(s->model->pool, &s->state, s->tokens, s->n_cached);
+    if (s->kind == ENGINE_GENERATE && s->window.rows == 0)
+        kv_sequence_publish(s->model->pool, &s->state, s->tokens, (uint32_t)s->n_cached);
 }
 
 int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n)
 {
     struct engine_batch *b = m->batch;
     b->batch = (struct infer_batch){.tokens = b->tokens, .seqs = b->seqs, .outputs = b->outputs};
-    for (uint32_t i = 0; i < n; i++) {
-        work[i].sequence->output.has_token = false;
-        work[i].sequence->output.text_bytes = 0;
-        add_rows(m, work[i].sequence, work[i].n_rows);
-    }
+    for (uint32_t i = 0; i < n; i++)
+        enter(m, &work[i]);
     int rc = m->page_error < 0 ? m->page_error : m->api->run(m->weights, &b->batch);
     m->page_error = 0;
-    if (rc < 0)
+    if (rc < 0) {
+        for (uint32_t i = 0; i < n; i++)
+            work[i].sequence->failed = true;
         return rc;
+    }
     uint32_t row = 0, at = 0;
     for (uint32_t i = 0; i < n; i++) {
         row += work[i].n_rows;

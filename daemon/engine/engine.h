@@ -6,9 +6,13 @@
  * tokens to text (detokenizer, then stop strings). engine_step() turns a list of (sequence, rows)
  * into one batch, runs it, and leaves in each sequence what came out.
  *
- * The uniform rule: a sequence holds tokens[0 .. n_tokens) of which n_cached are in its state. The
- * rows it owes are the rest. When a step runs the last owed row, a token is drawn and appended, so
- * prefill and decode differ by nothing but the number of rows.
+ * The uniform rule: a sequence has n_tokens tokens, of which the first n_cached have run: their
+ * rows are in its state. The rows it owes are the rest. When a step runs the last owed row, a token
+ * is drawn and appended, so prefill and decode differ by nothing but the number of rows.
+ *
+ * A window (window.c) bounds the state: n_slid of the rows that have run have left it, so that the
+ * next row's position is n_cached - n_slid. Counts of tokens are 64 bits wide, for an endless
+ * answer outlives 32; its tokens array forgets the oldest ones, and its memory is constant.
  *
  * Threads: one, the engine's; but a model's tokenizer and template are immutable and may be used by
  * any thread. Memory: a sequence takes all it ever needs when it is made; a step allocates nothing.
@@ -41,7 +45,7 @@ struct engine_model {
     struct kv_pool *pool;
     uint32_t n_context;   /* longest sequence served: at most the model's own */
     uint8_t page_key[16]; /* random; salts the index of cached prefixes */
-    int page_error;       /* of a page that could not be zeroed or copied: the next step fails */
+    int page_error; /* of a page that could not be zeroed, copied or shifted: the step fails */
     struct engine_batch *batch;
 };
 
@@ -71,6 +75,13 @@ struct engine_request {
     struct engine_past *past; /* what the tokens continue; not NULL: taken over on success */
 };
 
+/* In rows, all whole pages; all zero: there is no window. When `rows` are in the state and another
+ * one is owed, `leave` of them leave after the first `sinks`. */
+struct engine_window {
+    uint32_t rows, sinks, leave;
+    uint32_t asked, asked_sinks; /* in tokens, as the request has them */
+};
+
 /* What the last step left, for the caller to pass on before the next step. */
 struct engine_output {
     bool has_token;
@@ -81,16 +92,25 @@ struct engine_output {
     struct infer_logprob top[INFER_TOP_MAX];
     size_t text_bytes;
     uint32_t finish; /* enum infer_finish; NONE: it goes on */
+    uint32_t n_gave; /* pages that its window gave up when it slid, before this step's rows */
 };
 
 struct engine_sequence {
     struct engine_model *model;
     enum engine_kind kind;
-    int32_t *tokens;
-    uint32_t n_tokens, n_prompt, n_cached;
-    uint32_t n_found;    /* rows of the prompt that were found in the cache */
-    uint32_t max_tokens; /* of the whole sequence */
-    uint32_t n_generated;
+    int32_t *tokens;      /* the latest, from number n_forgotten on */
+    uint32_t n_room;      /* of the tokens array */
+    uint64_t n_forgotten; /* 0 unless a window has slid */
+    uint64_t n_tokens, n_prompt, n_cached;
+    uint64_t n_found; /* rows of the prompt that need not run: from the cache, the past, a fork */
+    uint64_t max_tokens; /* of the whole sequence; UINT64_MAX: endless */
+    uint64_t n_generated;
+    struct engine_window window;
+    uint64_t n_slid;                              /* rows that have left the state */
+    uint64_t past_tokens, past_cached, past_slid; /* these counts of what it continues */
+    bool begun;                                   /* n_found is known */
+    bool saved;  /* its rows are in save()'s memory, its pages are given up */
+    bool failed; /* its last step was not completed: its state holds anything */
     struct kv_sequence state;
     struct infer_sampling sampling;
     struct infer_logit_bias *biases;
@@ -108,20 +128,23 @@ struct engine_sequence {
 };
 
 /* Checks the request against the model (PROMPT_EMPTY, PROMPT_TOO_LONG, BAD_TOKEN, BAD_PARAMETER,
- * OUT_OF_MEMORY) and takes all memory but pages. */
+ * OUT_OF_MEMORY) and takes all memory but pages. Without a window the prompt and the past fit the
+ * context; with one the new tokens do. On success r->past belongs to the sequence. */
 int engine_sequence_new(struct engine_model *m, const struct engine_request *r,
                         struct engine_sequence **ret, struct report *report);
 void engine_sequence_free(struct engine_sequence *s);
 
 /* Rows owed now; a SCORE of a single token owes none. */
 uint32_t engine_sequence_rows(const struct engine_sequence *s);
-/* Before its first row runs: takes what the cache has of the prompt; returns how many rows need not
- * run. A SCORE wants every row's logits and takes nothing. */
+/* Before its first row runs, and again after a drop: takes what the cache has of its tokens;
+ * returns how many of the rows it owed need not run. A SCORE wants every row's logits and takes
+ * nothing; what continues a slid window has its rows already and owes them no more. */
 uint32_t engine_sequence_begin(struct engine_sequence *s);
 /* Instead of begin, for a sequence with the same prompt as `from`, which runs: shares the rows of
  * the prompt that `from` has. Returns how many need not run; falls back to begin. */
 uint32_t engine_sequence_fork(struct engine_sequence *s, const struct engine_sequence *from);
-/* At most so many of the next n_rows may run in one step: a window slides only between steps. */
+/* At most so many of the next n_rows may run in one step: a window slides only between steps. Ask
+ * after begin or fork. */
 uint32_t engine_sequence_clamp(const struct engine_sequence *s, uint32_t n_rows);
 /* Its state is no longer needed; what can be of use to others stays cached. */
 void engine_sequence_end(struct engine_sequence *s);
@@ -137,12 +160,14 @@ bool engine_sequence_can_drop(const struct engine_sequence *s);
 /* Gives up its pages; it owes all its rows again, and engine_sequence_begin() is called once more.
  */
 void engine_sequence_drop(struct engine_sequence *s);
-/* Bytes that save() writes: the pages that others could not find in the index. */
+/* Bytes that save() writes: all its pages, for those that others could find in the index may be
+ * gone from there when it comes back. */
 size_t engine_sequence_saved_bytes(const struct engine_sequence *s);
 /* Writes its pages to `memory` (64-byte aligned) and gives them up. -EIO: the backend could not,
  * and the sequence is as before. */
 int engine_sequence_save(struct engine_sequence *s, void *memory);
-/* The way back, into new pages. -ENOSPC: too few are free, -EIO; it stays saved then. */
+/* The way back, into new pages, and into those that the index still has. -ENOSPC: too few are free,
+ * -EIO; it stays saved then. A saved sequence that can be dropped may be dropped instead. */
 int engine_sequence_restore(struct engine_sequence *s, const void *memory);
 
 /* ---- conversations: what an answer leaves behind, to be continued -------------------------------
@@ -151,10 +176,15 @@ int engine_sequence_restore(struct engine_sequence *s, const void *memory);
 struct engine_past;
 
 /* Ends a GENERATE sequence and keeps its tokens (and, once a window has slid, its state). -ENOMEM;
- * the sequence is over in any case. */
+ * -ENODATA: its window has slid and its state is not here (saved) or not sound (a step failed). The
+ * sequence is over in any case; what is left of it may be read and freed, its tokens are gone. */
 int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret);
+/* The same for a sequence that continues a past, but keeps that past as it was before. -ENODATA
+ * also when its window has slid since. */
+int engine_sequence_revert(struct engine_sequence *s, struct engine_past **ret);
 void engine_past_free(struct engine_past *past);
 struct engine_model *engine_past_model(const struct engine_past *past);
+/* Its tokens; once a window has slid, the latest of them. */
 uint32_t engine_past_tokens(const struct engine_past *past, const int32_t **ret);
 size_t engine_past_bytes(const struct engine_past *past);   /* of host memory */
 uint32_t engine_past_pages(const struct engine_past *past); /* that it holds: 0 but for a window */
@@ -163,12 +193,13 @@ uint32_t engine_past_pages(const struct engine_past *past); /* that it holds: 0 
 
 struct engine_work {
     struct engine_sequence *sequence;
-    uint32_t n_rows; /* 1 .. engine_sequence_rows() */
+    uint32_t n_rows; /* 1 .. engine_sequence_rows(), and at most engine_sequence_clamp() */
 };
 
-/* Runs the work of one model. The rows together are at most the model's state.max_rows, the
- * sequences at most state.max_seqs, and their pages are free (the scheduler set them aside).
- * 0; -EIO: the batch failed and none of its sequences can go on; -ENODEV: the backend is lost. */
+/* Runs the work of one model; windows that are full slide first. The rows together are at most the
+ * model's state.max_rows, the sequences at most state.max_seqs, and their pages are free (the
+ * scheduler set them aside). 0; -EIO: the batch failed and none of its sequences can go on;
+ * -ENODEV: the backend is lost. */
 int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n);
 
 #endif

@@ -13,19 +13,31 @@
 
 /* ---- making one ------------------------------------------------------------------------------ */
 
-static int check_tokens(const struct engine_model *m, const struct engine_request *r,
+/* A window bounds what is in the state at once, the context what a request brings. */
+static int check_length(const struct engine_model *m, const struct engine_request *r,
                         struct report *report)
 {
-    uint32_t n_vocab = m->plan->backend.shape.n_vocab;
     uint32_t limit = m->n_context - (r->kind == ENGINE_GENERATE);
-
-    if (r->n_tokens == 0)
+    uint64_t past = r->past != NULL ? past_tokens_all(r->past) : 0;
+    if (past + r->n_tokens == 0)
         return report_fail(report, INFER_E_PROMPT_EMPTY, "the prompt holds no token");
     if (r->n_tokens > limit)
         return report_fail(report, INFER_E_PROMPT_TOO_LONG,
                            "the prompt has %u tokens, the context of %s holds %u%s", r->n_tokens,
                            m->name, m->n_context,
                            r->kind == ENGINE_GENERATE ? " with the answer" : "");
+    if (r->window == 0 && past + r->n_tokens > limit)
+        return report_fail(report, INFER_E_PROMPT_TOO_LONG,
+                           "the conversation has %llu tokens and %u are new, the context of %s "
+                           "holds %u with the answer; a window lets old ones leave",
+                           (unsigned long long)past, r->n_tokens, m->name, m->n_context);
+    return 0;
+}
+
+static int check_tokens(const struct engine_model *m, const struct engine_request *r,
+                        struct report *report)
+{
+    uint32_t n_vocab = m->plan->backend.shape.n_vocab;
     for (uint32_t i = 0; i < r->n_tokens; i++)
         if (r->tokens[i] < 0 || (uint32_t)r->tokens[i] >= n_vocab)
             return report_fail(report, INFER_E_BAD_TOKEN,
@@ -81,9 +93,10 @@ static int init_generate(struct engine_sequence *s, const struct engine_request 
     while (s->sampling.seed == 0)
         if (getrandom(&s->sampling.seed, sizeof s->sampling.seed, 0) < 0)
             s->sampling.seed = 1;
-    uint32_t room = s->model->n_context - r->n_tokens;
+    uint64_t n_prompt = r->n_tokens + (r->past != NULL ? past_tokens_all(r->past) : 0);
+    uint64_t room = s->window.rows > 0 ? UINT64_MAX - n_prompt : s->model->n_context - n_prompt;
     uint32_t wanted = s->sampling.max_tokens;
-    s->max_tokens = r->n_tokens + (wanted == 0 || wanted > room ? room : wanted);
+    s->max_tokens = n_prompt + (wanted == 0 || wanted > room ? room : wanted);
 
     s->scratch = malloc(SEQUENCE_TEXT_ROOM);
     s->text = malloc(SEQUENCE_TEXT_ROOM + 2 * INFER_STOP_BYTES_MAX);
@@ -110,10 +123,45 @@ static int init_score(struct engine_sequence *s, const struct engine_request *r)
     return 0;
 }
 
+/* Room for the tokens and for the list of pages, which a past may bring along. */
+static int take_room(struct engine_sequence *s, const struct engine_request *r)
+{
+    const int32_t *kept;
+    uint64_t n_past = r->past != NULL ? past_tokens_all(r->past) : 0;
+    uint64_t n_kept = r->n_tokens + (r->past != NULL ? engine_past_tokens(r->past, &kept) : 0);
+    uint64_t room = s->max_tokens - (n_past + r->n_tokens - n_kept);
+    uint64_t rows = s->max_tokens;
+    if (s->window.rows > 0) {
+        uint64_t most = window_token_room(&s->window, n_kept);
+        room = room < most ? room : most;
+        rows = rows < s->window.rows ? rows : s->window.rows;
+    }
+    s->n_room = (uint32_t)room;
+    s->tokens = malloc(room * sizeof *s->tokens);
+    if (s->tokens == NULL)
+        return -INFER_E_OUT_OF_MEMORY;
+    if (r->past != NULL && past_has_state(r->past))
+        return 0;
+    if (kv_sequence_init(s->model->pool, &s->state, (uint32_t)rows, r->domain) < 0)
+        return -INFER_E_OUT_OF_MEMORY;
+    return 0;
+}
+
+static int check(const struct engine_model *m, const struct engine_request *r,
+                 struct report *report)
+{
+    int rc = window_check(m, r, report);
+    if (rc == 0 && r->past != NULL)
+        rc = past_check(r->past, m, r, report);
+    if (rc == 0)
+        rc = check_length(m, r, report);
+    return rc < 0 ? rc : check_tokens(m, r, report);
+}
+
 int engine_sequence_new(struct engine_model *m, const struct engine_request *r,
                         struct engine_sequence **ret, struct report *report)
 {
-    int rc = check_tokens(m, r, report);
+    int rc = check(m, r, report);
     if (rc < 0)
         return rc;
     struct engine_sequence *s = calloc(1, sizeof *s);
@@ -121,18 +169,20 @@ int engine_sequence_new(struct engine_model *m, const struct engine_request *r,
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for another request");
     s->model = m;
     s->kind = r->kind;
+    s->window = window_of(m, r);
     rc = r->kind == ENGINE_GENERATE ? init_generate(s, r) : init_score(s, r);
-    if (rc == 0) {
-        s->tokens = malloc((size_t)s->max_tokens * sizeof *s->tokens);
-        if (s->tokens == NULL || kv_sequence_init(m->pool, &s->state, s->max_tokens, r->domain) < 0)
-            rc = -INFER_E_OUT_OF_MEMORY;
-    }
+    if (rc == 0)
+        rc = take_room(s, r);
     if (rc < 0) {
         engine_sequence_free(s);
         return report_fail(report, -rc, "no memory for a request of %u tokens", r->n_tokens);
     }
-    memcpy(s->tokens, r->tokens, r->n_tokens * sizeof *s->tokens);
-    s->n_tokens = s->n_prompt = r->n_tokens;
+    if (r->past != NULL)
+        past_take_over(r->past, s);
+    if (r->n_tokens > 0)
+        memcpy(sequence_token(s, s->n_tokens), r->tokens, r->n_tokens * sizeof *s->tokens);
+    s->n_tokens += r->n_tokens;
+    s->n_prompt = s->n_tokens;
     *ret = s;
     return 0;
 }
@@ -155,16 +205,55 @@ void engine_sequence_free(struct engine_sequence *s)
 
 uint32_t engine_sequence_rows(const struct engine_sequence *s)
 {
-    return s->n_tokens - s->n_cached - (s->kind == ENGINE_SCORE);
+    return (uint32_t)(s->n_tokens - s->n_cached - (s->kind == ENGINE_SCORE));
+}
+
+/* Rows that were found, by whatever way; the first time they are told to the client. */
+static uint32_t begun_with(struct engine_sequence *s, uint32_t n_rows)
+{
+    s->n_cached = s->n_slid + n_rows;
+    if (!s->begun)
+        s->n_found = s->n_cached;
+    s->begun = true;
+    return n_rows;
 }
 
 uint32_t engine_sequence_begin(struct engine_sequence *s)
 {
-    assert(s->n_cached == 0);
-    if (s->kind == ENGINE_GENERATE) /* the last row must run: it draws the first token */
-        s->n_found = kv_sequence_match(s->model->pool, &s->state, s->tokens, s->n_prompt - 1);
-    s->n_cached = s->n_found;
-    return s->n_found;
+    assert(!s->saved);
+    if (s->n_slid > 0) /* a past's rows: they were never owed */
+        return 0;
+    assert(s->n_cached == 0 && s->state.n_tokens == 0);
+    if (s->kind == ENGINE_GENERATE) {
+        uint64_t most = s->n_tokens - 1; /* the last row must run: it draws the next token */
+        if (s->window.rows > 0 && most > s->window.rows)
+            most = s->window.rows;
+        kv_sequence_match(s->model->pool, &s->state, s->tokens, (uint32_t)most);
+        window_own(s);
+    }
+    return begun_with(s, s->state.n_tokens);
+}
+
+uint32_t engine_sequence_fork(struct engine_sequence *s, const struct engine_sequence *from)
+{
+    struct kv_pool *pool = s->model->pool;
+    uint64_t n = s->n_prompt - 1 < from->n_cached ? s->n_prompt - 1 : from->n_cached;
+    assert(!s->saved && s->n_cached == 0 && s->model == from->model);
+    bool usable = s->kind == ENGINE_GENERATE && !from->saved && !from->failed &&
+                  from->state.n_tokens == sequence_position(from) &&
+                  s->state.domain == from->state.domain && s->n_prompt == from->n_prompt &&
+                  memcmp(&s->window, &from->window, sizeof s->window) == 0 &&
+                  window_matches(from, n);
+    uint32_t rows = (uint32_t)(n - from->n_slid);
+    if (!usable || n <= from->n_slid || kv_sequence_fork(pool, &from->state, &s->state, rows) < 0)
+        return engine_sequence_begin(s);
+    window_own(s);
+    if (from->n_slid > 0 && s->state.n_tokens < rows) { /* nothing less is of use then */
+        kv_sequence_trim(pool, &s->state, 0);
+        return engine_sequence_begin(s);
+    }
+    s->n_slid = from->n_slid;
+    return begun_with(s, s->state.n_tokens) + (uint32_t)s->n_slid;
 }
 
 void engine_sequence_end(struct engine_sequence *s)
@@ -174,7 +263,8 @@ void engine_sequence_end(struct engine_sequence *s)
 
 uint32_t engine_sequence_pages(const struct engine_sequence *s)
 {
-    return kv_pool_pages_for(s->model->pool, s->max_tokens);
+    bool bound = s->window.rows > 0 && s->window.rows < s->max_tokens;
+    return kv_pool_pages_for(s->model->pool, bound ? s->window.rows : s->max_tokens);
 }
 
 /* ---- what a step left ------------------------------------------------------------------------ */
@@ -210,11 +300,13 @@ void sequence_drew(struct engine_sequence *s, const struct infer_batch_output *d
 {
     struct engine_output *o = &s->output;
     assert(s->n_tokens < s->max_tokens);
-    s->tokens[s->n_tokens++] = drawn->token;
+    if (s->n_tokens - s->n_forgotten == s->n_room)
+        window_forget(s);
+    *sequence_token(s, s->n_tokens++) = drawn->token;
     o->has_token = true;
     o->token = drawn->token;
     o->logprob = drawn->n_top > 0 ? drawn->logprob : 0.0f;
-    o->index = s->n_generated++;
+    o->index = (uint32_t)s->n_generated++; /* of an endless answer it wraps */
     o->n_top = drawn->n_top;
     memcpy(o->top, drawn->top, drawn->n_top * sizeof *o->top);
     o->finish = finish_of(s, drawn->token);

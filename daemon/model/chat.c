@@ -189,12 +189,9 @@ static int check_messages(const struct chat_message *m, size_t n, struct report 
     return 0;
 }
 
-int chat_render(const struct chat_template *t, const struct chat_message *messages, size_t n,
-                bool add_generation_prompt, struct chat_text *ret, struct report *report)
+static int render(const struct chat_template *t, const struct chat_message *messages, size_t n,
+                  bool add_generation_prompt, struct chat_text *ret, struct report *report)
 {
-    int r = check_messages(messages, n, report);
-    if (r < 0)
-        return r;
     struct chat_output o = {.report = report};
     t->family->render(t, messages, n, add_generation_prompt, &o);
     if (o.failed < 0) {
@@ -208,6 +205,85 @@ int chat_render(const struct chat_template *t, const struct chat_message *messag
     o.text.has_bos =
         bos > 0 && !spoken && o.text.bytes >= bos && memcmp(o.text.text, t->bos, bos) == 0;
     *ret = o.text;
+    return 0;
+}
+
+int chat_render(const struct chat_template *t, const struct chat_message *messages, size_t n,
+                bool add_generation_prompt, struct chat_text *ret, struct report *report)
+{
+    int r = check_messages(messages, n, report);
+    return r < 0 ? r : render(t, messages, n, add_generation_prompt, ret, report);
+}
+
+/* ---- a turn ---------------------------------------------------------------------------------- */
+
+/* What stands for a question and its answer: words that no template strips or splits. */
+static const struct chat_message question = {"user", 4, "question", 8};
+static const struct chat_message answer = {"assistant", 9, "answer", 6};
+
+/* Where the answer ends in the text of question, answer and what follows; 0: it is not there as one
+ * piece, the second of all. */
+static size_t end_of_answer(const struct chat_text *x)
+{
+    if (x->n_plain < 2 || x->plain[1].bytes != answer.content_bytes ||
+        memcmp(x->text + x->plain[1].offset, answer.content, answer.content_bytes) != 0)
+        return 0;
+    return x->plain[1].offset + x->plain[1].bytes;
+}
+
+/* Does the text up to the answer begin as the prompt that the answer was drawn after? One may be
+ * longer: some templates put a space before an answer that they do not prompt with, others prompt
+ * for thoughts that earlier answers are shown without. */
+static bool same_start(const struct chat_text *prompt, const char *text, size_t bytes)
+{
+    return memcmp(prompt->text, text, bytes < prompt->bytes ? bytes : prompt->bytes) == 0;
+}
+
+/* Leaves what follows the first `skip` bytes, of which whole spans are a part. */
+static void cut_start(struct chat_text *x, size_t skip)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < x->n_plain; i++)
+        if (x->plain[i].offset >= skip)
+            x->plain[n++] = (struct text_span){x->plain[i].offset - skip, x->plain[i].bytes};
+    x->n_plain = n;
+    x->bytes -= skip;
+    memmove(x->text, x->text + skip, x->bytes);
+    x->has_bos = false;
+}
+
+int chat_render_turn(const struct chat_template *t, const struct chat_message *messages, size_t n,
+                     struct chat_text *ret, struct report *report)
+{
+    struct chat_text prompt = {0}, all = {0};
+    int r = check_messages(messages, n, report);
+    if (r < 0)
+        return r;
+    struct chat_message *m = calloc(n + 2, sizeof *m);
+    if (m == NULL)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the chat's messages");
+    m[0] = question;
+    m[1] = answer;
+    memcpy(m + 2, messages, n * sizeof *m);
+    r = render(t, m, 1, true, &prompt, report);
+    if (r == 0)
+        r = render(t, m, n + 2, true, &all, report);
+    free(m);
+    if (r == 0) {
+        size_t end = end_of_answer(&all);
+        if (end == 0 || !same_start(&prompt, all.text, end - answer.content_bytes))
+            r = report_fail(report, INFER_E_NO_TEMPLATE,
+                            "the model's chat template does not let these messages follow an "
+                            "answer; submit the whole conversation again without the id");
+        else
+            cut_start(&all, end);
+    }
+    chat_text_free(&prompt);
+    if (r < 0) {
+        chat_text_free(&all);
+        return r;
+    }
+    *ret = all;
     return 0;
 }
 

@@ -45,6 +45,12 @@ struct chat_text {
  * chat_text_free(); it is untouched on failure. */
 int chat_render(const struct chat_template *t, const struct chat_message *messages, size_t n,
                 bool add_generation_prompt, struct chat_text *ret, struct report *report);
+/* The new turns of a conversation as they follow an assistant's answer, beginning with what ends
+ * that answer, with a prompt for the next one; has_bos is false. NO_TEMPLATE when the template
+ * writes what came before another way once these messages follow it, so that they cannot be
+ * appended. */
+int chat_render_turn(const struct chat_template *t, const struct chat_message *messages, size_t n,
+                     struct chat_text *ret, struct report *report);
 void chat_text_free(struct chat_text *x);
 
 #endif

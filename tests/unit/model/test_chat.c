@@ -108,6 +108,89 @@ static void test_families(void **state)
     }
 }
 
+/* What follows an answer is what the template prints after one: [u, a, new] without [u, a]'s part.
+ * Whether the turn may follow is decided here by the plain search for the answer's text. */
+static void check_turn(const struct case_template *c, const struct chat_template *t,
+                       const struct chat_message *turns, size_t n)
+{
+    struct chat_message m[MESSAGES_MAX] = {{"user", 4, "Hello?", 6}, {"assistant", 9, "Yes!!", 5}};
+    struct chat_text all = {0}, turn = {0}, prompt = {0};
+    struct report report = {0};
+    memcpy(m + 2, turns, n * sizeof *m);
+    int whole = chat_render(t, m, n + 2, true, &all, &report);
+    int r = chat_render_turn(t, turns, n, &turn, &report);
+    if (whole < 0) {
+        assert_int_equal(r, -INFER_E_BAD_REQUEST);
+        return;
+    }
+    if (r < 0)
+        fail_msg("%s: %s", c->name, report.text);
+    char *at = strstr(all.text, "Yes!!");
+    size_t head = (size_t)(at - all.text), skip = head + 5;
+    assert_int_equal(turn.bytes, all.bytes - skip);
+    assert_memory_equal(turn.text, all.text + skip, turn.bytes);
+    check_spans(&turn);
+    assert_false(turn.has_bos);
+    size_t theirs = 0, ours = 0;
+    for (size_t i = 0; i < turn.n_plain; i++)
+        theirs += turn.plain[i].bytes;
+    for (size_t i = 0; i < all.n_plain; i++)
+        ours += all.plain[i].bytes;
+    assert_int_equal(theirs + 6 + 5, ours);
+    /* The conversation so far plus the turn is the whole, but for what the prompt says of thoughts
+     * or leaves to the answer: a space. */
+    assert_int_equal(chat_render(t, m, 1, true, &prompt, &report), 0);
+    size_t common = prompt.bytes < head ? prompt.bytes : head;
+    assert_memory_equal(prompt.text, all.text, common);
+    for (size_t i = common; i < head; i++)
+        assert_int_equal(all.text[i], ' ');
+    chat_text_free(&prompt);
+    chat_text_free(&all);
+    chat_text_free(&turn);
+}
+
+static void test_turns(void **state)
+{
+    (void)state;
+    static const struct chat_message turns[] = {
+        {"user", 4, "And then?", 9}, {"assistant", 9, "Nothing.", 8}, {"user", 4, " Well. ", 7}};
+    for (size_t i = 0; i < N_CASE_TEMPLATES; i++) {
+        struct chat_template *t = template_of(case_templates[i].text);
+        assert_non_null(t);
+        check_turn(&case_templates[i], t, turns, 1);
+        check_turn(&case_templates[i], t, turns, 3);
+        chat_template_free(t);
+    }
+}
+
+/* Templates that put a system message before everything cannot append one: refused, not printed
+ * elsewhere. */
+static void test_turns_with_a_system_message(void **state)
+{
+    (void)state;
+    static const struct chat_message turns[] = {{"system", 6, "Rhyme.", 6}, {"user", 4, "Go", 2}};
+    size_t n_appended = 0, n_refused = 0;
+    for (size_t i = 0; i < N_CASE_TEMPLATES; i++) {
+        struct chat_text x = {.bytes = 7};
+        struct report report = {0};
+        struct chat_template *t = template_of(case_templates[i].text);
+        assert_non_null(t);
+        int r = chat_render_turn(t, turns, 2, &x, &report);
+        if (r < 0) {
+            assert_true(r == -INFER_E_NO_TEMPLATE || r == -INFER_E_BAD_REQUEST);
+            assert_int_equal(x.bytes, 7);
+            assert_true(strlen(report.text) > 20);
+            n_refused++;
+        } else {
+            assert_null(memmem(x.text, x.bytes, "question", 8));
+            n_appended++;
+            chat_text_free(&x);
+        }
+        chat_template_free(t);
+    }
+    assert_true(n_appended > 3 && n_refused > 3);
+}
+
 static void test_unknown_template(void **state)
 {
     (void)state;
@@ -215,8 +298,12 @@ static void test_smuggled_markup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_families),        cmocka_unit_test(test_unknown_template),
-        cmocka_unit_test(test_absent_template), cmocka_unit_test(test_refused_messages),
+        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_turns_with_a_system_message),
+        cmocka_unit_test(test_unknown_template),
+        cmocka_unit_test(test_absent_template),
+        cmocka_unit_test(test_refused_messages),
         cmocka_unit_test(test_smuggled_markup),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -60,10 +60,12 @@ struct stash {
 struct request {
     uint32_t id;
     uint32_t op;
-    bool private_call; /* of a one-shot call: invisible to infer_next() */
-    bool done_stashed; /* the daemon is through with it */
-    bool ready;        /* in the ready list */
-    int ended;         /* INFER_E_ code: DONE is made up once the stash is empty */
+    bool private_call;         /* of a one-shot call: invisible to infer_next() */
+    bool done_stashed;         /* the daemon is through with it */
+    bool ready;                /* in the ready list */
+    int ended;                 /* INFER_E_ code: DONE is made up once the stash is empty */
+    uint32_t n_answers;        /* asked for, at most INFER_ANSWERS_MAX; 1 for other operations */
+    uint64_t answers_complete; /* bits of those whose ANSWER was given */
     struct request *chain;
     struct request *ready_next, *ready_previous;
     struct stash stash;
@@ -173,7 +175,8 @@ void poll_done(struct infer_conn *c);
 
 struct request *request_find(struct infer_conn *c, uint32_t id);
 /* A new one with an id of its own, or NULL without memory. */
-struct request *request_add(struct infer_conn *c, uint32_t op, bool private_call);
+struct request *request_add(struct infer_conn *c, const struct infer_abi_submit *submit,
+                            bool private_call);
 void request_remove(struct infer_conn *c, struct request *r);
 /* Ends it from our side; its stash is given first. */
 void request_end(struct infer_conn *c, struct request *r, int code);

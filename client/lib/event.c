@@ -1,7 +1,9 @@
 /* event.c: from a record of the token ring, in private memory, to an event for the caller.
  *
  * Owns nothing. Every length in a record is checked against the record before it is used; unknown
- * kinds are skipped, so that a newer daemon may say more than this library knows.
+ * kinds are skipped, so that a newer daemon may say more than this library knows. An event never
+ * names an answer that its request does not have, or that was complete before: callers may use the
+ * number as an index.
  *
  * Threads: mutex is held. The event points into the record, into conn->event_prompt, or to static
  * memory. */
@@ -42,6 +44,12 @@ static int decode_queued(struct request *r, const struct record *record, struct 
     return 1;
 }
 
+/* Is there such an answer, and is it not complete yet? */
+static bool is_open(const struct request *r, uint32_t answer)
+{
+    return answer < r->n_answers && (r->answers_complete >> answer & 1) == 0;
+}
+
 static int decode_token(struct request *r, struct record *record, struct infer_event *ret)
 {
     struct infer_abi_token token;
@@ -51,7 +59,7 @@ static int decode_token(struct request *r, struct record *record, struct infer_e
     uint32_t padded = (token.text_bytes + 3u) & ~3u;
     uint32_t top_bytes = token.n_top * (uint32_t)sizeof(struct infer_logprob);
     if (token.text_bytes > INFER_TOKEN_TEXT_MAX || token.n_top > INFER_TOP_MAX ||
-        record->u.head.bytes - sizeof token < padded + top_bytes)
+        record->u.head.bytes - sizeof token < padded + top_bytes || !is_open(r, token.head.answer))
         return -INFER_E_PROTOCOL;
     uint8_t *text = record->u.bytes + sizeof token;
     begin_event(ret, INFER_EVENT_TOKEN, r->id);
@@ -67,6 +75,7 @@ static int decode_token(struct request *r, struct record *record, struct infer_e
     ret->has_token = (token.head.flags & INFER_ABI_TEXT_ONLY) == 0;
     ret->token = token.token;
     ret->index = token.index;
+    ret->answer = token.head.answer;
     ret->logprob = token.logprob;
     ret->text = (const char *)text;
     ret->text_bytes = token.text_bytes;
@@ -118,8 +127,9 @@ static int decode_result(struct infer_conn *c, struct request *r, struct record 
     return 1;
 }
 
-static int decode_done(struct infer_conn *c, struct request *r, struct record *record,
-                       struct infer_event *ret)
+/* What ANSWER and DONE have in common. */
+static int decode_end(const struct request *r, struct record *record, uint32_t kind,
+                      struct infer_event *ret)
 {
     struct infer_abi_done done;
     if (record->u.head.bytes < sizeof done)
@@ -129,9 +139,10 @@ static int decode_done(struct infer_conn *c, struct request *r, struct record *r
         return -INFER_E_PROTOCOL;
     uint8_t *detail = record->u.bytes + sizeof done;
     detail[done.detail_bytes] = '\0';
-    begin_event(ret, INFER_EVENT_DONE, r->id);
+    begin_event(ret, kind, r->id);
     ret->text = (const char *)detail;
     ret->text_bytes = done.detail_bytes;
+    ret->answer = done.head.answer;
     ret->error = done.error;
     ret->finish = done.finish;
     ret->n_prompt = done.n_prompt;
@@ -140,6 +151,40 @@ static int decode_done(struct infer_conn *c, struct request *r, struct record *r
     ret->queue_us = done.queue_us;
     ret->prefill_us = done.prefill_us;
     ret->decode_us = done.decode_us;
+    return 1;
+}
+
+static int decode_answer(struct request *r, struct record *record, struct infer_event *ret)
+{
+    uint32_t answer = record->u.head.answer;
+    if (r->n_answers == 1 || !is_open(r, answer))
+        return -INFER_E_PROTOCOL;
+    int e = decode_end(r, record, INFER_EVENT_ANSWER, ret);
+    if (e == 1)
+        r->answers_complete |= UINT64_C(1) << answer;
+    return e;
+}
+
+/* An error or a cancel may end a request before its answers began, success may not. */
+static int decode_done(struct infer_conn *c, struct request *r, struct record *record,
+                       struct infer_event *ret)
+{
+    static const char older[] = "the daemon gives one answer to a request; update it";
+    uint64_t all = UINT64_MAX >> (64 - r->n_answers);
+    int e = decode_end(r, record, INFER_EVENT_DONE, ret);
+    if (e < 0)
+        return e;
+    if (ret->answer >= r->n_answers)
+        return -INFER_E_PROTOCOL;
+    if (r->n_answers > 1 && r->answers_complete != all && ret->error == 0 &&
+        ret->finish != INFER_FINISH_CANCEL) {
+        if (r->answers_complete != 0)
+            return -INFER_E_PROTOCOL;
+        ret->error = INFER_E_UNSUPPORTED;
+        ret->finish = INFER_FINISH_ERROR;
+        ret->text = older;
+        ret->text_bytes = sizeof older - 1;
+    }
     request_remove(c, r);
     return 1;
 }
@@ -154,6 +199,8 @@ int event_decode(struct infer_conn *c, struct request *r, struct record *record,
         return decode_token(r, record, ret);
     case INFER_ABI_EV_RESULT:
         return decode_result(c, r, record, ret);
+    case INFER_ABI_EV_ANSWER:
+        return decode_answer(r, record, ret);
     case INFER_ABI_EV_DONE:
         return decode_done(c, r, record, ret);
     default:

@@ -152,20 +152,31 @@ API int infer_status(struct infer_conn *conn, struct infer_status *ret_status)
     return r;
 }
 
-API int infer_end(struct infer_conn *conn, uint64_t id)
+/* END and FORGET: an id goes there, nothing but success or an error comes back. */
+static int call_on(struct infer_conn *conn, uint32_t op, uint64_t target)
 {
     struct infer_request request;
-    struct ask ask = {.request = &request, .target = id};
+    struct ask ask = {.request = &request, .target = target};
     struct gathered g;
     if (conn == NULL)
         return -INFER_E_INVALID;
     conn_check_fork(conn);
     infer_request_default(&request);
-    request.op = INFER_ABI_END;
+    request.op = op;
     int r = call(conn, &ask, 0, 0, &g); /* 0: no result is expected */
     if (r == 0)
         free(g.data);
     return r;
+}
+
+API int infer_end(struct infer_conn *conn, uint64_t id)
+{
+    return call_on(conn, INFER_ABI_END, id);
+}
+
+API int infer_forget(struct infer_conn *conn, uint64_t conversation)
+{
+    return call_on(conn, INFER_ABI_FORGET, conversation);
 }
 
 API int infer_tokenize(struct infer_conn *conn, const char *model, const char *text,
@@ -263,6 +274,9 @@ API int infer_score(struct infer_conn *conn, const struct infer_request *request
     scoring.bytes = sizeof scoring;
     scoring.op = INFER_ABI_SCORE;
     scoring.n_stops = scoring.n_biases = 0;
+    scoring.n_answers = scoring.window = scoring.sinks = 0;
+    scoring.keep = 0;
+    scoring.conversation = 0;
     int r = call(conn, &ask, INFER_ABI_SCORES, 0, &g);
     if (r < 0)
         return r;

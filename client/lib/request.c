@@ -27,7 +27,8 @@ static uint32_t new_id(struct infer_conn *c)
     return c->id_last;
 }
 
-struct request *request_add(struct infer_conn *c, uint32_t op, bool private_call)
+struct request *request_add(struct infer_conn *c, const struct infer_abi_submit *submit,
+                            bool private_call)
 {
     struct request *r = c->spare;
     c->spare = NULL;
@@ -35,7 +36,10 @@ struct request *request_add(struct infer_conn *c, uint32_t op, bool private_call
         return NULL;
     memset(r, 0, sizeof *r);
     r->id = new_id(c);
-    r->op = op;
+    r->op = submit->op;
+    r->n_answers = submit->n_answers < 1                   ? 1
+                   : submit->n_answers > INFER_ANSWERS_MAX ? INFER_ANSWERS_MAX
+                                                           : submit->n_answers;
     r->private_call = private_call;
     struct request **chain = &c->table[r->id & (CONN_TABLE - 1)];
     r->chain = *chain;

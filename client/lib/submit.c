@@ -69,7 +69,7 @@ static int add_input(struct infer_conn *c, const struct infer_request *request,
     int given = (request->text != NULL) + (request->messages != NULL) + (request->tokens != NULL);
     int r = 0;
     if (submit->op == INFER_ABI_STATUS || submit->op == INFER_ABI_MODELS ||
-        submit->op == INFER_ABI_END) {
+        submit->op == INFER_ABI_END || submit->op == INFER_ABI_FORGET) {
         if (given != 0)
             return conn_fail(c, INFER_E_INVALID, "this operation takes no input");
         return 0;
@@ -130,7 +130,9 @@ static int make_submit(struct infer_conn *c, const struct infer_request *request
     submit->flags = (request->parse_special ? INFER_ABI_PARSE_SPECIAL : 0u) |
                     (request->no_bos ? 0u : INFER_ABI_ADD_BOS) |
                     (request->want_prompt ? INFER_ABI_WANT_PROMPT : 0u) |
-                    (request->show_special ? INFER_ABI_SHOW_SPECIAL : 0u);
+                    (request->show_special ? INFER_ABI_SHOW_SPECIAL : 0u) |
+                    (request->keep || request->conversation != 0 ? INFER_ABI_KEEP : 0u) |
+                    (request->wait ? INFER_ABI_WAIT : 0u);
     if (request->model != NULL) {
         size_t bytes = strnlen(request->model, sizeof submit->model);
         if (bytes == sizeof submit->model)
@@ -146,6 +148,10 @@ static int make_submit(struct infer_conn *c, const struct infer_request *request
     submit->sampling.bytes = sizeof submit->sampling;
     submit->priority = request->priority;
     submit->deadline_ms = request->deadline_ms;
+    submit->n_answers = request->n_answers;
+    submit->window = request->window;
+    submit->sinks = request->sinks;
+    submit->conversation = request->conversation;
     int r = add_input(c, request, submit, p);
     return r < 0 ? r : add_lists(c, request, submit, p);
 }
@@ -161,7 +167,7 @@ static int send_parcel(struct infer_conn *c, struct infer_abi_submit *submit,
     struct request *request = NULL;
     if (c->lost != 0)
         r = conn_fail(c, c->lost, NULL);
-    else if ((request = request_add(c, submit->op, private_call)) == NULL)
+    else if ((request = request_add(c, submit, private_call)) == NULL)
         r = conn_fail(c, INFER_E_OUT_OF_MEMORY, NULL);
     else
         submit->head.request = request->id;
@@ -222,6 +228,11 @@ int submit_request(struct infer_conn *c, const struct ask *ask, bool private_cal
     if (r == 0)
         *ret_id = submit.head.request;
     return r;
+}
+
+API uint64_t infer_answer_seed(uint64_t seed, uint32_t answer)
+{
+    return infer_answer_seed_of(seed, answer);
 }
 
 API void infer_request_default(struct infer_request *request)

@@ -2,10 +2,13 @@
  * libinferclient can be tested against the real rings without a model.
  *
  * GENERATE by its text: "count:N" gives N tokens, "hang" nothing until it is cancelled, "queue:N"
- * moves from place N to 0 in the queue before it is answered, "fields" tells what the request said
- * beside its text, "bad" an error, anything else comes back in tokens of 7 bytes. TOKENIZE gives
- * each byte as an id, and so on. A sequence whose ring is full waits for its turn, as in the real
- * daemon. The status page lists every GENERATE; END takes their ids, which count from 77.
+ * moves from place N to 0 in the queue before it is answered, "fields" and "third" tell what the
+ * request said beside its text, "turns" which turn of which conversation it is, "bad" an error,
+ * anything else comes back in tokens of 7 bytes. Of several answers, which come in turns and the
+ * last one ends first, "aA:I " is token I of answer A. TOKENIZE gives each byte as an id, and so
+ * on. A sequence whose ring is full waits for its turn, as in the real daemon. The status page
+ * lists every GENERATE ("hang here" as preempted); END takes their ids, which count from 77. A
+ * conversation is known by its id and the number of its turns.
  *
  * Threads: its own; the knobs are atomics that the test sets. */
 #ifndef TESTS_UNIT_CLIENT_FAKE_DAEMON_H
@@ -31,6 +34,13 @@
 #define FAKE_JOBS     64
 #define FAKE_SESSIONS 8
 #define FAKE_MOVE_US  250000 /* between two places in the queue */
+#define FAKE_TALKS    8      /* conversations */
+
+struct fake_talk {
+    uint64_t id; /* 0: free */
+    uint32_t turns;
+    bool busy;
+};
 
 struct fake_job {
     bool used, cancelled;
@@ -40,6 +50,11 @@ struct fake_job {
     bool queued;
     uint64_t id, moved_us;
     uint32_t position;
+    struct fake_talk *talk; /* NULL: not kept */
+    /* of several answers */
+    uint32_t turn, n_complete;
+    uint32_t answer_sent[INFER_ANSWERS_MAX];
+    bool answer_complete[INFER_ANSWERS_MAX];
 };
 
 struct fake_session {
@@ -60,6 +75,8 @@ struct fake_daemon {
     uint64_t next_id;
     struct status_page *status;
     atomic_bool no_pages; /* leave the status page as it is */
+    struct fake_talk talks[FAKE_TALKS];
+    atomic_bool forgetful; /* forget all conversations before the next request, once */
 };
 
 static inline bool fake_says(const struct fake_job *job, const char *text)
@@ -80,6 +97,10 @@ static inline bool fake_done(struct session *s, struct fake_job *job, int error,
                                   .decode_us = 3};
     if (session_put_done(s, job->request.request, 0, &done, detail) < 0)
         return false;
+    if (job->talk != NULL) {
+        job->talk->busy = false;
+        job->talk->turns++;
+    }
     admit_done(&job->request);
     job->used = false;
     return true;
@@ -110,12 +131,70 @@ static inline bool fake_queue(struct session *s, struct fake_job *job)
     return job->position == 0;
 }
 
+static inline uint32_t fake_answer_total(const struct fake_job *job, uint32_t answer)
+{
+    return job->total + job->request.n_answers - 1 - answer;
+}
+
+/* Of several answers, the next one's next token or its end; or the end of all. */
+static inline bool fake_several(struct session *s, struct fake_job *job)
+{
+    uint32_t n = job->request.n_answers, number = job->request.request, a = job->turn;
+    char piece[32];
+    if (job->n_complete == n)
+        return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
+    while (job->answer_complete[a])
+        a = (a + 1) % n;
+    uint32_t i = job->answer_sent[a];
+    if (i == fake_answer_total(job, a)) {
+        struct infer_abi_done done = {.finish = INFER_FINISH_STOP,
+                                      .n_prompt = job->request.text.bytes,
+                                      .n_tokens = i,
+                                      .decode_us = 100 + a};
+        if (session_put_answer(s, number, a, &done, NULL) < 0)
+            return false;
+        job->answer_complete[a] = true;
+        job->n_complete++;
+    } else {
+        struct infer_logprob top[2] = {{1, -0.5f}, {2, -1.5f}};
+        uint32_t bytes = (uint32_t)snprintf(piece, sizeof piece, "a%u:%u ", a, i);
+        if (session_put_token(s, number, a, (int32_t)i, -0.5f, i, false, piece, bytes, top,
+                              job->request.sampling.logprobs > 0 ? 2 : 0) < 0)
+            return false;
+        job->answer_sent[a]++;
+        job->sent++;
+    }
+    job->turn = (a + 1) % n;
+    return true;
+}
+
+/* What some texts are answered with, in one token; 0: not by this. */
+static inline uint32_t fake_tell(const struct fake_job *job, char *ret, size_t size)
+{
+    const struct admit_request *r = &job->request;
+    int n = 0;
+    if (fake_says(job, "count:"))
+        n = snprintf(ret, size, "t%u ", job->sent);
+    else if (fake_says(job, "fields"))
+        n = snprintf(ret, size, "priority %u deadline %u", r->priority, r->deadline_ms);
+    else if (fake_says(job, "third"))
+        n = snprintf(ret, size, "answers %u window %u sinks %u conversation %llu%s%s", r->n_answers,
+                     r->window, r->sinks, (unsigned long long)r->conversation,
+                     (r->flags & INFER_ABI_KEEP) != 0 ? " keep" : "",
+                     (r->flags & INFER_ABI_WAIT) != 0 ? " wait" : "");
+    else if (fake_says(job, "turns"))
+        n = snprintf(ret, size, "conversation %llu turn %u of %u messages",
+                     job->talk != NULL ? (unsigned long long)job->talk->id : 0,
+                     job->talk != NULL ? job->talk->turns : 0, r->n_messages);
+    return (uint32_t)n;
+}
+
 /* One token, or the end; false: no room. */
 static inline bool fake_generate(struct session *s, struct fake_job *job)
 {
     struct admit_bytes text = job->request.text;
     uint32_t number = job->request.request;
-    char piece[64];
+    char piece[128];
     if (job->cancelled)
         return fake_done(s, job, 0, INFER_FINISH_CANCEL, NULL);
     if (!fake_queue(s, job))
@@ -136,16 +215,15 @@ static inline bool fake_generate(struct session *s, struct fake_job *job)
     }
     if (fake_says(job, "hang"))
         return false;
+    if (job->request.n_answers > 1)
+        return fake_several(s, job);
     if (job->sent == job->total)
         return fake_done(s, job, 0, INFER_FINISH_STOP, NULL);
     uint32_t n = 7;
     const char *from = text.data + job->sent * 7;
-    if (fake_says(job, "count:")) {
-        n = (uint32_t)snprintf(piece, sizeof piece, "t%u ", job->sent);
-        from = piece;
-    } else if (fake_says(job, "fields")) {
-        n = (uint32_t)snprintf(piece, sizeof piece, "priority %u deadline %u",
-                               job->request.priority, job->request.deadline_ms);
+    uint32_t told = fake_tell(job, piece, sizeof piece);
+    if (told > 0) {
+        n = told;
         from = piece;
     } else if (text.bytes - job->sent * 7 < 7) {
         n = text.bytes - job->sent * 7;
@@ -215,7 +293,9 @@ static inline bool fake_step(struct session *s, struct fake_job *job)
 {
     if (job->error != 0)
         return fake_done(s, job, job->error, INFER_FINISH_ERROR,
-                         job->error == INFER_E_NOT_FOUND ? "" : "no such thing as \"bad\"");
+                         job->error == INFER_E_NOT_FOUND      ? "no such id"
+                         : job->error == INFER_E_CONVERSATION ? ""
+                                                              : "no such thing as \"bad\"");
     switch (job->request.op) {
     case INFER_ABI_GENERATE:
         return fake_generate(s, job);
@@ -225,6 +305,7 @@ static inline bool fake_step(struct session *s, struct fake_job *job)
     case INFER_ABI_DETOKENIZE:
         return fake_bytes(s, job);
     case INFER_ABI_END:
+    case INFER_ABI_FORGET:
         return fake_done(s, job, 0, INFER_FINISH_NONE, NULL);
     default:
         return fake_tables(s, job);
@@ -276,7 +357,9 @@ static inline void fake_show(struct fake_daemon *d)
                 .uid = peer->uid,
                 .pid = (uint32_t)peer->pid,
                 .model = 1,
-                .state = fake_says(job, "queue:") ? INFER_SEQUENCE_WAITING : INFER_SEQUENCE_DECODE,
+                .state = fake_says(job, "queue:")      ? INFER_SEQUENCE_WAITING
+                         : fake_says(job, "hang here") ? INFER_SEQUENCE_PREEMPTED
+                                                       : INFER_SEQUENCE_DECODE,
                 .priority = job->request.priority,
                 .n_prompt = job->request.text.bytes,
                 .n_tokens = job->sent,
@@ -292,6 +375,45 @@ static inline void fake_show(struct fake_daemon *d)
             .uid = page.sequences[0].uid, .weight = 100, .n_running = page.n_sequences};
     }
     status_page_write(d->status, &page);
+}
+
+static inline struct fake_talk *fake_find_talk(struct fake_daemon *d, uint64_t id)
+{
+    for (int i = 0; i < FAKE_TALKS; i++)
+        if (d->talks[i].id == id)
+            return &d->talks[i];
+    return NULL;
+}
+
+static inline int fake_forget(struct fake_daemon *d, uint64_t id)
+{
+    struct fake_talk *talk = id != 0 ? fake_find_talk(d, id) : NULL;
+    if (talk == NULL)
+        return INFER_E_NOT_FOUND;
+    if (talk->busy)
+        return INFER_E_CONVERSATION;
+    talk->id = 0;
+    return 0;
+}
+
+/* Continues or begins the conversation of a GENERATE. */
+static inline int fake_talk(struct fake_daemon *d, struct fake_job *job)
+{
+    uint64_t id = job->request.conversation;
+    struct fake_talk *talk = fake_find_talk(d, id); /* 0: a free one */
+    if ((job->request.flags & INFER_ABI_KEEP) == 0)
+        return 0;
+    if (talk == NULL && id == 0)
+        abort(); /* a test with too many conversations */
+    if (talk == NULL)
+        return INFER_E_NOT_FOUND;
+    if (talk->busy && id != 0)
+        return INFER_E_CONVERSATION;
+    if (id == 0)
+        *talk = (struct fake_talk){.id = job->id};
+    talk->busy = true;
+    job->talk = talk;
+    return 0;
 }
 
 /* A record of a client. */
@@ -322,8 +444,14 @@ static inline void fake_take(struct fake_daemon *d, struct fake_session *f,
     if (job->error == 0 && job->request.text.bytes == 3 &&
         memcmp(job->request.text.data, "bad", 3) == 0)
         job->error = INFER_E_UNKNOWN_MODEL;
-    if (job->error == 0 && job->request.op == INFER_ABI_GENERATE)
+    if (atomic_exchange(&d->forgetful, false))
+        memset(d->talks, 0, sizeof d->talks);
+    if (job->error == 0 && job->request.op == INFER_ABI_GENERATE) {
         job->id = d->next_id++;
+        job->error = fake_talk(d, job);
+    }
+    if (job->error == 0 && job->request.op == INFER_ABI_FORGET)
+        job->error = fake_forget(d, job->request.target);
     if (job->error == 0 && job->request.op == INFER_ABI_END)
         job->error = fake_end(d, job->request.target);
     d->n_requests++;
@@ -332,8 +460,11 @@ static inline void fake_take(struct fake_daemon *d, struct fake_session *f,
 static inline void fake_drop(struct fake_session *f)
 {
     for (int i = 0; i < FAKE_JOBS; i++)
-        if (f->jobs[i].used)
+        if (f->jobs[i].used) {
+            if (f->jobs[i].talk != NULL)
+                f->jobs[i].talk->busy = false;
             admit_done(&f->jobs[i].request);
+        }
     session_free(f->session);
     close(f->socket);
     memset(f, 0, sizeof *f);

@@ -13,8 +13,10 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -209,6 +211,80 @@ static void part(struct stranger *s, struct infer_conn *c)
     stranger_end(s);
 }
 
+/* A record of the daemon: TOKEN, or ANSWER or DONE with an error or not. */
+struct said {
+    uint16_t kind;
+    uint32_t answer;
+    int error;
+};
+
+static uint32_t put_said(const struct stranger *s, uint32_t at, uint32_t request,
+                         const struct said *said)
+{
+    struct infer_abi_record head = {.kind = said->kind, .request = request, .answer = said->answer};
+    struct infer_abi_token token = {.head = head};
+    struct infer_abi_done done = {.head = head,
+                                  .error = said->error,
+                                  .finish = said->error ? INFER_FINISH_ERROR : INFER_FINISH_STOP};
+    bool is_token = said->kind == INFER_ABI_EV_TOKEN;
+    uint8_t *to = (uint8_t *)s->words + INFER_ABI_DATA_OFFSET + at;
+    token.head.bytes = sizeof token;
+    done.head.bytes = sizeof done;
+    memcpy(to, is_token ? (void *)&token : (void *)&done, is_token ? sizeof token : sizeof done);
+    return at + (uint32_t)(is_token ? sizeof token : sizeof done);
+}
+
+/* Answers that were not asked for, that end twice or never; and a daemon that knows but one. */
+static void test_strange_answers(void **state)
+{
+    enum { TOKEN = INFER_ABI_EV_TOKEN, ANSWER = INFER_ABI_EV_ANSWER, DONE = INFER_ABI_EV_DONE };
+    static const struct {
+        uint32_t n_answers;
+        int error;         /* of the DONE that the caller gets */
+        uint32_t n_events; /* with it */
+        struct said said[6];
+    } rows[] = {
+        {3, 0, 5, {{TOKEN, 2, 0}, {ANSWER, 1, 0}, {ANSWER, 2, 0}, {ANSWER, 0, 0}, {DONE, 0, 0}}},
+        {2, INFER_E_PROTOCOL, 1, {{TOKEN, 2, 0}}},
+        {2, INFER_E_PROTOCOL, 2, {{TOKEN, 1, 0}, {TOKEN, UINT32_MAX, 0}}},
+        {0, INFER_E_PROTOCOL, 1, {{TOKEN, 1, 0}}},
+        {1, INFER_E_PROTOCOL, 2, {{TOKEN, 0, 0}, {ANSWER, 0, 0}, {DONE, 0, 0}}},
+        {0, INFER_E_PROTOCOL, 1, {{ANSWER, 0, 0}}},
+        {2, INFER_E_PROTOCOL, 1, {{ANSWER, 2, 0}}},
+        {64, INFER_E_PROTOCOL, 2, {{ANSWER, 63, 0}, {ANSWER, 64, 0}}},
+        {2, INFER_E_PROTOCOL, 2, {{ANSWER, 1, 0}, {ANSWER, 1, 0}}},
+        {2, INFER_E_PROTOCOL, 2, {{ANSWER, 1, 0}, {TOKEN, 1, 0}}},
+        {2, INFER_E_PROTOCOL, 2, {{ANSWER, 1, 0}, {DONE, 0, 0}}},
+        {UINT32_MAX, INFER_E_PROTOCOL, 2, {{ANSWER, 63, 0}, {ANSWER, 64, 0}}},
+        {2, INFER_E_PROTOCOL, 1, {{DONE, 2, INFER_E_QUOTA}}},
+        {1, INFER_E_PROTOCOL, 1, {{DONE, 1, 0}}},
+        {2, INFER_E_QUOTA, 1, {{DONE, 0, INFER_E_QUOTA}}}, /* refused, before there was one */
+        {2, INFER_E_BACKEND, 2, {{ANSWER, 1, INFER_E_BACKEND}, {DONE, 1, INFER_E_BACKEND}}},
+        {2, INFER_E_UNSUPPORTED, 2, {{TOKEN, 0, 0}, {DONE, 0, 0}}}, /* an older daemon */
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++) {
+        struct stranger s;
+        struct infer_request request;
+        struct infer_event e = {0};
+        uint32_t id, tail = 0, n = 0;
+        stranger_start(&s);
+        struct infer_conn *c = meet(&s);
+        infer_request_default(&request);
+        request.text = "hello";
+        request.n_answers = rows[i].n_answers;
+        assert_int_equal(infer_submit(c, &request, &id), 0);
+        for (const struct said *said = rows[i].said; said->kind != 0; said++)
+            tail = put_said(&s, tail, id, said);
+        infer_ring_store(&s.words->token_tail, tail);
+        for (; e.kind != INFER_EVENT_DONE; n++)
+            assert_int_equal(infer_next(c, id, 5000, &e), 1);
+        if (e.error != rows[i].error || n != rows[i].n_events)
+            fail_msg("row %zu: %s after %u events", i, infer_error_name(e.error), n);
+        assert_int_equal(infer_next(c, id, 0, &e), -INFER_E_NOT_FOUND);
+        part(&s, c);
+    }
+}
+
 /* The first daemons had four descriptors and no status page; a later one may have more. */
 static void test_daemons_of_other_ages(void **state)
 {
@@ -287,6 +363,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_strange_daemons, remember_fds, compare_fds),
         cmocka_unit_test_setup_teardown(test_nonsense_in_the_token_ring, remember_fds, compare_fds),
+        cmocka_unit_test_setup_teardown(test_strange_answers, remember_fds, compare_fds),
         cmocka_unit_test_setup_teardown(test_daemons_of_other_ages, remember_fds, compare_fds),
         cmocka_unit_test_setup_teardown(test_strange_status_pages, remember_fds, compare_fds),
     };

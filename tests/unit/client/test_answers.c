@@ -1,5 +1,5 @@
-/* test_answers.c: what libinferclient says and hears of several answers, windows and conversations.
- */
+/* test_answers.c: what libinferclient says and hears of several answers, windows and conversations,
+ * and older programs of them. INFERD_BUILD names the folder of the library ("build"). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +8,8 @@
 #include <cmocka.h>
 
 #include "fixture.h"
+
+#include <dlfcn.h>
 
 /* ---- several answers ------------------------------------------------------------------------- */
 
@@ -168,6 +170,61 @@ static void test_requests_of_the_second_form(void **state)
     expect_third(f->conn, &r, "answers 1 window 0 sinks 0 conversation 0");
 }
 
+/* A program that was linked before there were several answers: the library writes no more than its
+ * structs hold. */
+static void test_programs_of_the_second_form(void **state)
+{
+    struct fixture *f = *state;
+    const char *folder = getenv("INFERD_BUILD");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/libinferclient.so.0", folder != NULL ? folder : "build");
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    assert_non_null(library);
+    union {
+        void *symbol;
+        void (*request_default)(struct infer_request *);
+        int (*next)(struct infer_conn *, uint32_t, int, struct infer_event *);
+        int (*submit)(struct infer_conn *, const struct infer_request *, uint32_t *);
+        int (*connect)(const struct infer_connect_options *, struct infer_conn **);
+        void (*close)(struct infer_conn *);
+    } call;
+    struct infer_connect_options o = {.socket = f->daemon->path};
+    struct infer_conn *c;
+    struct infer_request r;
+    struct infer_event e;
+    uint32_t id;
+    call.symbol = dlvsym(library, "infer_connect", "INFERCLIENT_0");
+    assert_int_equal(call.connect(&o, &c), 0);
+
+    memset(&r, 0xaa, sizeof r);
+    call.symbol = dlvsym(library, "infer_request_default", "INFERCLIENT_0");
+    assert_non_null(call.symbol);
+    call.request_default(&r);
+    assert_int_equal(r.bytes, offsetof(struct infer_request, n_answers));
+    assert_int_equal(r.sampling.max_tokens, 512);
+    assert_true(r.n_answers == 0xaaaaaaaa && r.conversation == UINT64_C(0xaaaaaaaaaaaaaaaa));
+    r.text = "third";
+    call.symbol = dlvsym(library, "infer_submit", "INFERCLIENT_0");
+    assert_int_equal(call.submit(c, &r, &id), 0);
+    memset(&e, 0xaa, sizeof e);
+    call.symbol = dlvsym(library, "infer_next", "INFERCLIENT_0");
+    assert_non_null(call.symbol);
+    do {
+        assert_int_equal(call.next(c, id, 10000, &e), 1);
+        if (e.kind == INFER_EVENT_TOKEN)
+            assert_string_equal(e.text, "answers 1 window 0 sinks 0 conversation 0");
+        assert_int_equal(e.answer, 0xaaaaaaaa);
+    } while (e.kind != INFER_EVENT_DONE);
+    assert_int_equal(e.error, 0);
+    assert_int_equal(call.next(c, id, 0, NULL), -INFER_E_INVALID);
+    call.symbol = dlsym(library, "infer_request_default"); /* today's is the default */
+    call.request_default(&r);
+    assert_int_equal(r.bytes, sizeof r);
+    call.symbol = dlvsym(library, "infer_close", "INFERCLIENT_0");
+    call.close(c);
+    dlclose(library);
+}
+
 /* ---- conversations --------------------------------------------------------------------------- */
 
 /* Reads to DONE; the id that QUEUED told. */
@@ -241,6 +298,7 @@ int main(void)
         WITH_DAEMON(test_several_answers_cancelled),
         WITH_DAEMON(test_the_fields_arrive),
         WITH_DAEMON(test_requests_of_the_second_form),
+        WITH_DAEMON(test_programs_of_the_second_form),
         WITH_DAEMON(test_conversation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

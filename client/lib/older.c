@@ -1,0 +1,44 @@
+/* older.c: the calls that write a struct which has grown, as programs know them that were linked
+ * before it grew: they reserved no more room than the struct had then. The version of the symbol
+ * says which form they know; today's form is the default (libinferclient.map).
+ *
+ * Owns nothing. Threads: as the calls of today. */
+#include "conn.h"
+
+#include <stddef.h>
+#include <string.h>
+
+/* What both structs took before there were several answers. */
+#define REQUEST_BYTES offsetof(struct infer_request, n_answers)
+#define EVENT_BYTES   offsetof(struct infer_event, answer)
+
+INFER_ABI_ASSERT(older_request, REQUEST_BYTES % sizeof(uint64_t) == 0); /* no padding followed */
+INFER_ABI_ASSERT(older_event, EVENT_BYTES % sizeof(uint64_t) == 0);
+
+API void infer_request_default_0(struct infer_request *request);
+API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
+                     struct infer_event *ret_event);
+
+__asm__(".symver infer_request_default_0, infer_request_default@INFERCLIENT_0");
+__asm__(".symver infer_next_0, infer_next@INFERCLIENT_0");
+
+void infer_request_default_0(struct infer_request *request)
+{
+    struct infer_request whole;
+    infer_request_default(&whole);
+    whole.bytes = REQUEST_BYTES;
+    memcpy(request, &whole, REQUEST_BYTES);
+}
+
+/* Who asks by an older struct has one answer to a request: no event is of a kind that is new. */
+int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
+                 struct infer_event *ret_event)
+{
+    struct infer_event whole;
+    if (ret_event == NULL)
+        return -INFER_E_INVALID;
+    int r = infer_next(conn, id, timeout_ms, &whole);
+    if (r == 1)
+        memcpy(ret_event, &whole, EVENT_BYTES);
+    return r;
+}

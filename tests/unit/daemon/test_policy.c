@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -38,6 +39,35 @@ static void default_and_names(void **state)
     assert_int_equal(policy.uid, 0);
 }
 
+/* A name has one number as long as the process lives, and no other name gets it. */
+static void domains_have_numbers(void **state)
+{
+    (void)state;
+    assert_int_equal(policy_parse("1:domain=red", &policy, &report), 0);
+    uint32_t red = policy.domain;
+    assert_int_not_equal(red, 0);
+    assert_int_equal(policy_parse("2:domain=blue", &policy, &report), 0);
+    uint32_t blue = policy.domain;
+    assert_int_not_equal(blue, 0);
+    assert_int_not_equal(blue, red);
+    assert_int_equal(policy_parse("3:weight=2,domain=red", &policy, &report), 0);
+    assert_int_equal(policy.domain, red);
+    assert_int_equal(policy_parse("3:domain=none", &policy, &report), 0);
+    assert_int_equal(policy.domain, 0);
+    assert_int_equal(policy_parse("3:weight=2", &policy, &report), 0);
+    assert_int_equal(policy.domain, 0);
+    char text[32];
+    for (unsigned i = 2; i < POLICY_DOMAINS_MAX; i++) {
+        snprintf(text, sizeof text, "4:domain=d%u", i);
+        assert_int_equal(policy_parse(text, &policy, &report), 0);
+        assert_int_not_equal(policy.domain, red);
+        assert_int_not_equal(policy.domain, blue);
+    }
+    assert_int_equal(policy_parse("4:domain=one-more", &policy, &report), -INFER_E_INVALID);
+    assert_int_equal(policy_parse("4:domain=blue", &policy, &report), 0);
+    assert_int_equal(policy.domain, blue);
+}
+
 static void refused(const char *text, const char *word)
 {
     memset(&policy, 0x55, sizeof policy);
@@ -62,6 +92,8 @@ static void wrong_parts_are_named(void **state)
     refused("1:best=fast", "'fast'");
     refused("1:wieght=5", "'wieght'");
     refused("1:", "no '='");
+    refused("1:domain=", "1 to 63");
+    refused("1:domain=a/b", "'a/b'");
     char text[400];
     memset(text, 'x', sizeof text - 1);
     text[sizeof text - 1] = '\0';
@@ -73,6 +105,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(everything_in_one),
         cmocka_unit_test(default_and_names),
+        cmocka_unit_test(domains_have_numbers),
         cmocka_unit_test(wrong_parts_are_named),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,91 +1,65 @@
-/* config.c: see config.h.
+/* config.c: the command line, and what files and options mean together (see config.h).
  *
- * One table holds every option: its name, argument, help text, and the function that takes it.
  * getopt_long() does the splitting; that it also takes abbreviations is undone here, since a script
- * that says --mod today would break when --modify appears.
+ * that says --mod today would break when --modify appears. Options are collected first, because
+ * --config says which files to read before the others win over them.
  *
- * Limits: INFER_MODELS_MAX models. */
-#include "config.h"
+ * Limits: INFER_MODELS_MAX models, CONFIG_POLICIES_MAX users. */
+#include "config_internal.h"
 
-#include "base/log.h"
+#include "policy.h"
 
 #include <errno.h>
 #include <getopt.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-struct parser {
-    struct config config;
-    struct report *report;
-    bool socket_given;
-    const char *serve_option; /* the first option that only serving has */
-    bool tokenize;
+const char config_command_line[] = "the command line";
+static const struct config_origin from_command_line = {config_command_line, 0};
+
+struct config_text {
+    struct config_text *next;
+    char bytes[];
 };
 
-struct option_rule {
-    const char *name;
-    const char *argument; /* NULL: none */
-    int (*take)(struct parser *p, const char *name, const char *value);
-    const char *help; /* '\n': next line, indented by config_help() */
-};
-
-static int invalid(struct parser *p, const char *name, const char *value, const char *wanted)
+const char *config_keep(struct parser *p, const char *text, size_t n)
 {
-    return report_fail(p->report, INFER_E_INVALID, "--%s: '%.100s' is not %s", name, value, wanted);
-}
-
-/* ---- values ---------------------------------------------------------------------------------- */
-
-/* Digits alone, in [0, max]. */
-static bool parse_number(const char *text, uint64_t max, uint64_t *ret)
-{
-    size_t n = strspn(text, "0123456789");
-    if (n == 0 || text[n] != '\0')
-        return false;
-    errno = 0;
-    unsigned long long value = strtoull(text, NULL, 10);
-    if (errno != 0 || value > max)
-        return false;
-    *ret = value;
-    return true;
-}
-
-bool config_size(const char *text, uint64_t *ret)
-{
-    static const char units[] = "KMGT";
-    size_t n = strspn(text, "0123456789");
-    char digits[24];
-    uint64_t value;
-    if (n == 0 || n >= sizeof digits)
-        return false;
-    memcpy(digits, text, n);
-    digits[n] = '\0';
-    if (!parse_number(digits, UINT64_MAX, &value))
-        return false;
-    unsigned shift = 0;
-    if (text[n] != '\0') {
-        char letter = text[n] >= 'a' && text[n] <= 'z' ? (char)(text[n] - 32) : text[n];
-        const char *unit = strchr(units, letter);
-        if (unit == NULL || text[n + 1] != '\0')
-            return false;
-        shift = 10 * (unsigned)(unit - units + 1);
+    struct config_text *t = malloc(sizeof *t + n + 1);
+    if (t == NULL) {
+        report_fail(p->report, INFER_E_OUT_OF_MEMORY, "no memory for the configuration");
+        return NULL;
     }
-    if (value > UINT64_MAX >> shift)
-        return false;
-    *ret = value << shift;
-    return true;
+    memcpy(t->bytes, text, n);
+    t->bytes[n] = '\0';
+    t->next = p->config.texts;
+    p->config.texts = t;
+    return t->bytes;
 }
 
-static int take_number(struct parser *p, const char *name, const char *value, uint32_t min,
-                       uint32_t max, uint32_t *ret)
+void config_done(struct config *config)
 {
-    uint64_t n;
-    if (!parse_number(value, max, &n) || n < min)
-        return report_fail(p->report, INFER_E_INVALID,
-                           "--%s: '%.100s' is not a number from %u to %u", name, value, min, max);
-    *ret = (uint32_t)n;
-    return 0;
+    while (config->texts != NULL) {
+        struct config_text *t = config->texts;
+        config->texts = t->next;
+        free(t);
+    }
+}
+
+int config_fail(struct parser *p, const struct config_origin *origin, const char *format, ...)
+{
+    char text[INFER_DETAIL_MAX];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (origin->line != 0)
+        return report_fail(p->report, INFER_E_INVALID, "%.200s:%u: %s", origin->where, origin->line,
+                           text);
+    if (origin->where != NULL && origin->where != config_command_line)
+        return report_fail(p->report, INFER_E_INVALID, "%s: %s", origin->where, text);
+    return report_fail(p->report, INFER_E_INVALID, "--%s", text);
 }
 
 /* ---- models ---------------------------------------------------------------------------------- */
@@ -121,268 +95,236 @@ static size_t name_of_file(const char *path, const char **ret)
     return n;
 }
 
-static int add_model(struct parser *p, const char *name, size_t n, const char *path)
+bool config_is_model_name(const char *name, size_t n)
+{
+    return n > 0 && strspn(name, name_letters) >= n && n < INFER_MODEL_NAME_MAX;
+}
+
+struct config_model *config_model_named(struct config *c, const char *name, size_t n)
+{
+    for (uint32_t i = 0; i < c->n_models; i++)
+        if (strlen(c->models[i].name) == n && memcmp(c->models[i].name, name, n) == 0)
+            return &c->models[i];
+    return NULL;
+}
+
+int config_insert_model(struct parser *p, uint32_t at, const char *name, size_t n,
+                        const struct config_origin *origin, struct config_model **ret)
 {
     struct config *c = &p->config;
+    if (c->n_models == INFER_MODELS_MAX)
+        return config_fail(p, origin, "model: at most %u models can be served", INFER_MODELS_MAX);
+    struct config_model *m = &c->models[at];
+    memmove(m + 1, m, (c->n_models - at) * sizeof *m);
+    c->n_models++;
+    *m = (struct config_model){.origin = *origin};
+    memcpy(m->name, name, n);
+    *ret = m;
+    return 0;
+}
+
+/* Those of the command line come first, in its order; a file may have said more of one. */
+static int give_model(struct parser *p, const char *name, size_t n, const char *path)
+{
+    struct config *c = &p->config;
+    struct config_model *m, copy;
     if (path[0] == '\0')
         return report_fail(p->report, INFER_E_INVALID, "--model: no file is given");
-    if (n == 0 || strspn(name, name_letters) < n || n >= INFER_MODEL_NAME_MAX)
+    if (!config_is_model_name(name, n))
         return report_fail(p->report, INFER_E_INVALID,
                            "--model: '%.*s' cannot be a model's name (up to %u of A-Z a-z 0-9 . _ "
                            "-); give one: --model NAME=%.200s",
                            (int)(n < 100 ? n : 100), name, INFER_MODEL_NAME_MAX - 1, path);
-    if (c->n_models == INFER_MODELS_MAX)
-        return report_fail(p->report, INFER_E_INVALID, "--model: at most %u models can be served",
-                           INFER_MODELS_MAX);
-    struct config_model m = {.path = path};
-    memcpy(m.name, name, n);
-    for (uint32_t i = 0; i < c->n_models; i++)
-        if (strcmp(c->models[i].name, m.name) == 0)
-            return report_fail(p->report, INFER_E_INVALID,
-                               "--model: two models are named '%s'; give one another name: --model "
-                               "NAME=%.200s",
-                               m.name, path);
-    c->models[c->n_models++] = m;
+    m = config_model_named(c, name, n);
+    if (m != NULL && m->given)
+        return report_fail(p->report, INFER_E_INVALID,
+                           "--model: two models are named '%s'; give one another name: --model "
+                           "NAME=%.200s",
+                           m->name, path);
+    if (m != NULL) {
+        copy = *m;
+        struct config_model *first = &c->models[p->n_given];
+        memmove(first + 1, first, (size_t)(m - first) * sizeof *m);
+        *first = copy;
+        m = first;
+    } else {
+        int r = config_insert_model(p, p->n_given, name, n, &from_command_line, &m);
+        if (r < 0)
+            return r;
+    }
+    p->n_given++;
+    m->given = true;
+    m->path = path;
+    m->origins[config_find_rule("path", IN_MODEL) - config_rules] = from_command_line;
+    struct config_origin *preload =
+        &m->origins[config_find_rule("preload", IN_MODEL) - config_rules];
+    if (preload->where == NULL) {
+        *preload = from_command_line;
+        m->preload = true;
+    }
     return 0;
 }
 
 /* NAME=FILE, unless what stands before '=' could not be a name: then it is all a path. */
-static int take_model(struct parser *p, const char *option, const char *value)
+int config_take_model(struct parser *p, const struct config_rule *rule, const char *value)
 {
-    (void)option;
+    (void)rule;
     size_t n = strspn(value, name_letters);
     if (value[n] == '=' && n > 0)
-        return add_model(p, value, n, value + n + 1);
+        return give_model(p, value, n, value + n + 1);
     const char *name;
     n = name_of_file(value, &name);
-    return add_model(p, name, n, value);
+    return give_model(p, name, n, value);
 }
 
-/* ---- the other options ----------------------------------------------------------------------- */
-
-static int set_socket(char *to, const char *path, struct report *report)
-{
-    size_t n = strlen(path);
-    if (n == 0 || n >= CONFIG_SOCKET_MAX)
-        return report_fail(report, INFER_E_SOCKET_PATH,
-                           "--socket: '%.120s' has %zu bytes; a socket's path has 1 to %u", path, n,
-                           CONFIG_SOCKET_MAX - 1);
-    memcpy(to, path, n + 1);
-    return 0;
-}
-
-static int take_socket(struct parser *p, const char *name, const char *value)
-{
-    (void)name;
-    p->socket_given = true;
-    return set_socket(p->config.socket, value, p->report);
-}
-
-static int take_backend(struct parser *p, const char *name, const char *value)
-{
-    size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyz0123456789_-");
-    if (n == 0 || value[n] != '\0')
-        return invalid(p, name, value, "a backend's name, such as cpu or ref");
-    p->config.backend = value;
-    return 0;
-}
-
-static int take_backend_options(struct parser *p, const char *name, const char *value)
-{
-    (void)name;
-    p->config.backend_options = value;
-    return 0;
-}
-
-static int take_threads(struct parser *p, const char *name, const char *value)
-{
-    return take_number(p, name, value, 0, CONFIG_THREADS_MAX, &p->config.threads);
-}
-
-static int take_context(struct parser *p, const char *name, const char *value)
-{
-    return take_number(p, name, value, 0, CONFIG_CONTEXT_MAX, &p->config.n_context);
-}
-
-static int take_parallel(struct parser *p, const char *name, const char *value)
-{
-    return take_number(p, name, value, 1, CONFIG_PARALLEL_MAX, &p->config.parallel);
-}
-
-static int take_spin(struct parser *p, const char *name, const char *value)
-{
-    return take_number(p, name, value, 0, CONFIG_SPIN_US_MAX, &p->config.spin_us);
-}
-
-static int take_state_memory(struct parser *p, const char *name, const char *value)
-{
-    if (!config_size(value, &p->config.state_memory_bytes))
-        return invalid(p, name, value, "a size, such as 512M or 4G");
-    return 0;
-}
-
-static int take_cache_type(struct parser *p, const char *name, const char *value, uint32_t *ret)
-{
-    if (strcmp(value, "f16") == 0)
-        *ret = INFER_TYPE_F16;
-    else if (strcmp(value, "q8_0") == 0)
-        *ret = INFER_TYPE_Q8_0;
-    else if (strcmp(value, "q4_0") == 0)
-        *ret = INFER_TYPE_Q4_0;
-    else
-        return invalid(p, name, value, "f16, q8_0 or q4_0");
-    return 0;
-}
-
-static int take_k_type(struct parser *p, const char *name, const char *value)
-{
-    return take_cache_type(p, name, value, &p->config.k_type);
-}
-
-static int take_v_type(struct parser *p, const char *name, const char *value)
-{
-    return take_cache_type(p, name, value, &p->config.v_type);
-}
-
-static int take_policy(struct parser *p, const char *name, const char *value)
+/* The file of a model that only has a name: NAME.gguf in a model directory. */
+static int find_model(struct parser *p, struct config_model *m)
 {
     struct config *c = &p->config;
-    if (c->n_policies == CONFIG_POLICIES_MAX)
-        return report_fail(p->report, INFER_E_INVALID, "--%s: at most %u can be given", name,
-                           CONFIG_POLICIES_MAX);
-    c->policies[c->n_policies++] = value;
+    char path[4096];
+    for (uint32_t i = 0; i < c->n_model_directories && m->path == NULL; i++) {
+        int n = snprintf(path, sizeof path, "%s/%s.gguf", c->model_directories[i], m->name);
+        if (n > 0 && (size_t)n < sizeof path && access(path, F_OK) == 0 &&
+            (m->path = config_keep(p, path, (size_t)n)) == NULL)
+            return -p->report->code;
+    }
+    if (m->path == NULL)
+        return config_fail(
+            p, &m->origin, "[model %s] has no path, and there is no %s.gguf in %s; add path = FILE",
+            m->name, m->name, c->n_model_directories ? "a model directory" : "any model directory");
     return 0;
 }
 
-static int take_event_loop(struct parser *p, const char *name, const char *value)
+/* What a model has not of its own it has from the daemon. */
+static int settle_model(struct parser *p, struct config_model *m)
 {
-    if (strcmp(value, "auto") == 0)
-        p->config.event_loop = LOOP_AUTO;
-    else if (strcmp(value, "io_uring") == 0)
-        p->config.event_loop = LOOP_IO_URING;
-    else if (strcmp(value, "epoll") == 0)
-        p->config.event_loop = LOOP_EPOLL;
-    else
-        return invalid(p, name, value, "auto, io_uring or epoll");
-    return 0;
+    struct config *c = &p->config;
+    for (size_t i = 0; i < config_n_rules; i++) {
+        const struct config_rule *rule = &config_rules[i];
+        if ((rule->flags & (IN_DAEMON | IN_MODEL)) != (IN_DAEMON | IN_MODEL) ||
+            m->origins[i].where != NULL)
+            continue;
+        memcpy((char *)m + rule->model_offset, (const char *)c + rule->offset,
+               config_kind_size(rule->kind));
+        if (strcmp(rule->name, "keep-alive") == 0 && m->given && c->origins[i].where == NULL)
+            m->keep_alive_s = 0;
+    }
+    return m->path == NULL ? find_model(p, m) : 0;
 }
 
-static int take_log_level(struct parser *p, const char *name, const char *value)
+/* ---- policies -------------------------------------------------------------------------------- */
+
+int config_user_at(struct parser *p, const char *who, const struct config_origin *origin,
+                   struct config_user **ret)
 {
-    static const struct {
-        const char *name;
-        int level;
-    } levels[] = {{"error", LOG_LEVEL_ERROR},
-                  {"warning", LOG_LEVEL_WARNING},
-                  {"info", LOG_LEVEL_INFO},
-                  {"debug", LOG_LEVEL_DEBUG}};
-    for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++)
-        if (strcmp(value, levels[i].name) == 0) {
-            p->config.log_level = levels[i].level;
+    struct config *c = &p->config;
+    struct policy policy = {0};
+    struct report why = {0};
+    if (strlen(who) >= sizeof c->users[0].who || policy_find_user(who, &policy, &why) < 0)
+        return config_fail(p, origin, "%s", why.code ? why.text : "a user's name is too long");
+    for (uint32_t i = 0; i < c->n_users; i++)
+        if (c->users[i].is_default == policy.is_default && c->users[i].uid == policy.uid) {
+            *ret = &c->users[i];
             return 0;
         }
-    return invalid(p, name, value, "error, warning, info or debug");
-}
-
-static int take_inspect(struct parser *p, const char *name, const char *value)
-{
-    if (value[0] == '\0')
-        return invalid(p, name, value, "a file");
-    p->config.inspect_path = value;
+    if (c->n_users == CONFIG_POLICIES_MAX)
+        return config_fail(p, origin, "policy: at most %u can be given", CONFIG_POLICIES_MAX);
+    struct config_user *u = &c->users[c->n_users++];
+    *u =
+        (struct config_user){.is_default = policy.is_default, .uid = policy.uid, .origin = *origin};
+    strcpy(u->who, policy.is_default ? "*" : who);
+    *ret = u;
     return 0;
 }
 
-static int take_tokenize(struct parser *p, const char *name, const char *value)
+/* Replaces whatever else was said of this user. */
+int config_take_policy(struct parser *p, const struct config_rule *rule, const char *value)
 {
-    (void)name;
-    (void)value;
-    p->tokenize = true;
-    return 0;
-}
-
-static int take_no_escape(struct parser *p, const char *name, const char *value)
-{
-    (void)name;
-    (void)value;
-    p->config.no_escape = true;
-    return 0;
-}
-
-static int take_version(struct parser *p, const char *name, const char *value)
-{
-    (void)name;
-    (void)value;
-    p->config.action = CONFIG_VERSION;
-    return 0;
-}
-
-static int take_help(struct parser *p, const char *name, const char *value)
-{
-    (void)name;
-    (void)value;
-    p->config.action = CONFIG_HELP;
-    return 0;
-}
-
-/* ---- the table ------------------------------------------------------------------------------- */
-
-static const struct option_rule rules[] = {
-    {"model", "[NAME=]FILE", take_model, "serve this GGUF file under this name; may be repeated"},
-    {"socket", "PATH", take_socket,
-     "where to listen (default: $INFERD_SOCKET, else\n$XDG_RUNTIME_DIR/inferd.sock, else for "
-     "root\n/run/inferd/inferd.sock)"},
-    {"backend", "NAME", take_backend, "what computes: cpu, ref or null (default: cpu)"},
-    {"backend-options", "LIST", take_backend_options, "KEY=VALUE,... for the backend"},
-    {"threads", "N", take_threads, "computing threads (default 0: one per core)"},
-    {"ctx", "N", take_context, "tokens of the longest sequence (default 0: the model's own)"},
-    {"parallel", "N", take_parallel, "sequences that run at once (default: 16)"},
-    {"state-memory", "SIZE", take_state_memory,
-     "memory for sequences, such as 4G (default 0: as needed)"},
-    {"cache-type-k", "TYPE", take_k_type, "how keys are kept: f16, q8_0 or q4_0 (default: f16)"},
-    {"cache-type-v", "TYPE", take_v_type, "how values are kept: f16, q8_0 or q4_0 (default: f16)"},
-    {"policy", "WHO:LIST", take_policy,
-     "limits of a user (name, uid or default):\nweight, running, waiting, tokens-per-minute, "
-     "pages, best;\nmay be repeated"},
-    {"event-loop", "KIND", take_event_loop, "auto, io_uring or epoll (default: auto)"},
-    {"spin-us", "N", take_spin, "microseconds the engine polls before it sleeps (default: 50)"},
-    {"log-level", "LEVEL", take_log_level, "error, warning, info or debug (default: info)"},
-    {"inspect", "FILE", take_inspect, "show what a model file holds and takes; serves nothing"},
-    {"tokenize", NULL, take_tokenize,
-     "with --inspect: standard input as a JSON array of\ntoken ids"},
-    {"no-escape", NULL, take_no_escape,
-     "with --tokenize: take \\n, \\t and the like as they stand"},
-    {"version", NULL, take_version, "print the version"},
-    {"help", NULL, take_help, "print this help"},
-};
-
-#define N_RULES (sizeof rules / sizeof rules[0])
-
-/* These make sense without serving, or beside --inspect. */
-static bool is_serving_only(const struct option_rule *rule)
-{
-    return rule->take == take_model || rule->take == take_socket || rule->take == take_spin ||
-           rule->take == take_event_loop;
-}
-
-void config_help(FILE *out)
-{
-    fputs("Usage: inferd --model [NAME=]FILE [OPTION...]\n"
-          "       inferd --inspect FILE [--tokenize]\n"
-          "Serves language models to local programs through shared memory.\n\n",
-          out);
-    for (size_t i = 0; i < N_RULES; i++) {
-        char head[40];
-        snprintf(head, sizeof head, "--%s%s%s", rules[i].name, rules[i].argument ? " " : "",
-                 rules[i].argument ? rules[i].argument : "");
-        fprintf(out, "  %-22s ", head);
-        for (const char *c = rules[i].help; *c != '\0'; c++)
-            if (*c == '\n')
-                fprintf(out, "\n%25s", "");
-            else
-                fputc(*c, out);
-        fputc('\n', out);
+    struct policy policy;
+    struct config_user *u;
+    char text[512];
+    int r = policy_parse(value, &policy, p->report);
+    if (r < 0)
+        return r;
+    snprintf(text, sizeof text, "%s", value); /* policy_parse() takes shorter ones */
+    char *rest = text, *who = strsep(&rest, ":");
+    r = config_user_at(p, who, &from_command_line, &u);
+    if (r < 0)
+        return r;
+    memset(u->values, 0, sizeof u->values);
+    u->origin = from_command_line;
+    for (char *pair; (pair = strsep(&rest, ",")) != NULL;) {
+        char *of = strchr(pair, '=');
+        *of++ = '\0';
+        for (unsigned i = 0; i < POLICY_KEYS; i++)
+            if (strcmp(policy_key(i), pair) == 0) {
+                u->origins[i] = from_command_line;
+                u->values[i] = config_keep(p, of, strlen(of));
+                if (u->values[i] == NULL)
+                    return -INFER_E_OUT_OF_MEMORY;
+            }
     }
-    fputs("\nStop it with SIGTERM or Ctrl-C. See inferd(8) for more.\n", out);
+    return 0;
+}
+
+/* users[] as texts for policy_parse(). */
+static int settle_policies(struct parser *p)
+{
+    struct config *c = &p->config;
+    for (uint32_t i = 0; i < c->n_users; i++) {
+        const struct config_user *u = &c->users[i];
+        char text[POLICY_KEYS * (2 * POLICY_VALUE_MAX) + sizeof u->who];
+        size_t n = (size_t)snprintf(text, sizeof text, "%s", u->is_default ? "default" : u->who);
+        char between = ':';
+        for (unsigned k = 0; k < POLICY_KEYS; k++)
+            if (u->values[k] != NULL) {
+                n += (size_t)snprintf(text + n, sizeof text - n, "%c%s=%s", between, policy_key(k),
+                                      u->values[k]);
+                between = ',';
+            }
+        if (between == ':')
+            continue; /* an empty section says nothing */
+        struct policy policy;
+        struct report why = {0};
+        if (policy_parse(text, &policy, &why) < 0)
+            return config_fail(p, &u->origin, "policy: %s", why.text);
+        if ((c->policies[c->n_policies++] = config_keep(p, text, n)) == NULL)
+            return -INFER_E_OUT_OF_MEMORY;
+    }
+    return 0;
+}
+
+/* ---- commands -------------------------------------------------------------------------------- */
+
+int config_take_command(struct parser *p, const struct config_rule *rule, const char *value)
+{
+    struct config *c = &p->config;
+    const char *name = rule->name;
+    bool empty = value != NULL && value[0] == '\0';
+    if (strcmp(name, "help") == 0) {
+        c->action = CONFIG_HELP;
+    } else if (strcmp(name, "version") == 0) {
+        c->action = CONFIG_VERSION;
+    } else if (strcmp(name, "tokenize") == 0) {
+        p->tokenize = true;
+    } else if (strcmp(name, "no-escape") == 0) {
+        c->no_escape = true;
+    } else if (strcmp(name, "check-config") == 0) {
+        p->check = true;
+    } else if (strcmp(name, "completion") == 0) {
+        if (strcmp(value, "bash") != 0 && strcmp(value, "zsh") != 0)
+            return config_fail(p, &from_command_line, "%s: '%.100s' is not bash or zsh", name,
+                               value);
+        c->action = CONFIG_COMPLETE;
+        c->complete_shell = value;
+    } else if (empty) {
+        return config_fail(p, &from_command_line, "%s: '' is not a file", name);
+    } else if (strcmp(name, "config") == 0) {
+        p->config_path = value;
+    } else {
+        c->inspect_path = value;
+    }
+    return 0;
 }
 
 /* ---- unknown options ------------------------------------------------------------------------- */
@@ -420,13 +362,16 @@ static const char *suggest(const char *word)
     unsigned best = n < 4 ? 2 : 4; /* closer than this */
     if (n == 0 || n >= WORD_MAX)
         return NULL;
-    for (size_t i = 0; i < N_RULES; i++) {
-        unsigned distance = edit_distance(word, rules[i].name);
-        if (n >= 3 && strncmp(word, rules[i].name, n) == 0)
+    for (size_t i = 0; i < config_n_rules; i++) {
+        const struct config_rule *rule = &config_rules[i];
+        if ((rule->flags & IN_COMMAND) == 0)
+            continue;
+        unsigned distance = edit_distance(word, rule->name);
+        if (n >= 3 && strncmp(word, rule->name, n) == 0)
             distance = 0; /* an abbreviation */
         if (distance < best) {
             best = distance;
-            found = rules[i].name;
+            found = rule->name;
         }
     }
     return found;
@@ -458,7 +403,12 @@ static int unexpected_operand(struct parser *p, const char *argument)
                        "unexpected '%.200s'; 'inferd --help' lists the options", argument);
 }
 
-/* ---- parsing --------------------------------------------------------------------------------- */
+/* ---- the command line ------------------------------------------------------------------------ */
+
+struct given {
+    const struct config_rule *rule;
+    const char *value;
+};
 
 /* Is argument --NAME or --NAME=VALUE, spelled out? */
 static bool spelled_out(const char *argument, const char *name)
@@ -468,34 +418,44 @@ static bool spelled_out(const char *argument, const char *name)
            (argument[2 + n] == '\0' || argument[2 + n] == '=');
 }
 
-static int take_option(struct parser *p, int c, int index, const char *argument)
+static int collect_option(struct parser *p, int c, int index, const char *argument,
+                          struct given *list, size_t *n)
 {
+    const struct config_rule *rule = NULL;
     if (c == 'h')
-        return take_help(p, "help", NULL);
-    if (c == ':')
+        rule = config_find_rule("help", IN_COMMAND);
+    else if (c == ':')
         return report_fail(p->report, INFER_E_INVALID, "%.100s needs a value", argument);
-    if (c != 0) {
-        for (size_t i = 0; i < N_RULES; i++) /* "--tokenize=yes" */
-            if (rules[i].argument == NULL && spelled_out(argument, rules[i].name))
+    else if (c == 0)
+        rule = &config_rules[index];
+    if (c != 0 && c != 'h')
+        for (size_t i = 0; i < config_n_rules; i++) /* "--tokenize=yes" */
+            if ((config_rules[i].flags & IN_COMMAND) != 0 && config_rules[i].argument == NULL &&
+                spelled_out(argument, config_rules[i].name))
                 return report_fail(p->report, INFER_E_INVALID, "--%s takes no value",
-                                   rules[i].name);
+                                   config_rules[i].name);
+    if (rule == NULL || (c == 0 && !spelled_out(argument, rule->name)))
         return unknown_option(p, argument);
-    }
-    const struct option_rule *rule = &rules[index];
-    if (!spelled_out(argument, rule->name))
-        return unknown_option(p, argument);
-    if (p->serve_option == NULL && is_serving_only(rule))
+    if (p->serve_option == NULL && (rule->flags & ONLY_SERVES) != 0)
         p->serve_option = rule->name;
-    return rule->take(p, rule->name, optarg);
+    if (rule->take == config_take_command)
+        return rule->take(p, rule, optarg);
+    list[(*n)++] = (struct given){rule, optarg};
+    return 0;
 }
 
-static int parse_options(struct parser *p, int argc, char **argv)
+/* Commands take effect at once, the others are listed; the list has room for argc. */
+static int collect_options(struct parser *p, int argc, char **argv, struct given *list, size_t *n)
 {
-    struct option options[N_RULES + 1] = {0};
-    for (size_t i = 0; i < N_RULES; i++)
-        options[i] =
-            (struct option){.name = rules[i].name,
-                            .has_arg = rules[i].argument != NULL ? required_argument : no_argument};
+    struct option options[CONFIG_SETTINGS_MAX + 1] = {0};
+    int indices[CONFIG_SETTINGS_MAX], n_options = 0;
+    for (size_t i = 0; i < config_n_rules; i++)
+        if ((config_rules[i].flags & IN_COMMAND) != 0) {
+            bool takes = config_rules[i].argument != NULL;
+            indices[n_options] = (int)i;
+            options[n_options++] = (struct option){
+                .name = config_rules[i].name, .has_arg = takes ? required_argument : no_argument};
+        }
     optind = 0; /* glibc: start over */
     opterr = 0;
     for (int at = 1, r = 0;; at = optind) {
@@ -503,12 +463,26 @@ static int parse_options(struct parser *p, int argc, char **argv)
         int c = getopt_long(argc, argv, "+:h", options, &index);
         if (c == -1)
             break;
-        r = take_option(p, c, index, argv[at]);
+        r = collect_option(p, c, indices[index], argv[at], list, n);
         if (r < 0)
             return r;
     }
     return optind < argc ? unexpected_operand(p, argv[optind]) : 0;
 }
+
+static int apply(struct parser *p, const struct given *list, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct config_rule *rule = list[i].rule;
+        int r = config_store(p, rule, &p->config, false, list[i].value, &from_command_line);
+        if (r < 0)
+            return r;
+        p->config.origins[rule - config_rules] = from_command_line;
+    }
+    return 0;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 int config_default_socket(const char *runtime_dir, bool root, char ret[CONFIG_SOCKET_MAX],
                           struct report *report)
@@ -530,50 +504,151 @@ int config_default_socket(const char *runtime_dir, bool root, char ret[CONFIG_SO
     return 0;
 }
 
-/* What the options mean together. */
+static const char *variable(const char *name)
+{
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' ? value : NULL;
+}
+
+/* Before the options, which win over it, and after the files, over which it wins. */
+static int take_environment(struct parser *p)
+{
+    struct config *c = &p->config;
+    const struct config_rule *rule = config_find_rule("socket", IN_DAEMON);
+    const char *socket = variable("INFERD_SOCKET"), *state = variable("STATE_DIRECTORY");
+    if (socket != NULL && c->action == CONFIG_SERVE && c->inspect_path == NULL) {
+        struct config_origin origin = {"INFERD_SOCKET", 0};
+        int r = config_store(p, rule, c, false, socket, &origin);
+        if (r < 0)
+            return r;
+        c->origins[rule - config_rules] = origin;
+    }
+    rule = config_find_rule("state-directory", IN_DAEMON);
+    if (state != NULL && c->state_directory == NULL) { /* systemd may name several */
+        c->state_directory = config_keep(p, state, strcspn(state, ":"));
+        c->origins[rule - config_rules] = (struct config_origin){"STATE_DIRECTORY", 0};
+        return c->state_directory != NULL ? 0 : -INFER_E_OUT_OF_MEMORY;
+    }
+    return 0;
+}
+
+static const struct config_origin *origin_of(const struct config *c, const char *name)
+{
+    return &c->origins[config_find_rule(name, IN_DAEMON) - config_rules];
+}
+
+/* What only makes sense together. */
+static int check_together(struct parser *p)
+{
+    const struct config *c = &p->config;
+    if (c->slow_reader_timeout_s < c->slow_reader_preempt_s) {
+        const struct config_origin *origin = origin_of(c, "slow-reader-timeout");
+        if (origin->where == NULL)
+            origin = origin_of(c, "slow-reader-preempt");
+        return config_fail(p, origin,
+                           "slow-reader-timeout: %us is less than slow-reader-preempt, %us",
+                           c->slow_reader_timeout_s, c->slow_reader_preempt_s);
+    }
+    if (c->swap_file_bytes != 0 && c->state_directory == NULL)
+        return config_fail(p, origin_of(c, "swap-file"),
+                           "swap-file: there is no state directory; give a state-directory, too");
+    if (c->metrics_socket[0] != '\0' && strcmp(c->metrics_socket, c->socket) == 0)
+        return config_fail(p, origin_of(c, "metrics-socket"),
+                           "metrics-socket: it is the same path as socket");
+    if (c->newcomer_slots != CONFIG_NEWCOMERS_NONE && c->newcomer_slots > c->parallel)
+        return config_fail(p, origin_of(c, "newcomer-slots"),
+                           "newcomer-slots: %u is more than parallel, %u", c->newcomer_slots,
+                           c->parallel);
+    return 0;
+}
+
+static int settle_inspection(struct parser *p)
+{
+    struct config *c = &p->config;
+    c->action = p->tokenize ? CONFIG_TOKENIZE : CONFIG_INSPECT;
+    if (p->serve_option != NULL)
+        return report_fail(p->report, INFER_E_INVALID,
+                           "--inspect serves nothing, so --%s has no place beside it",
+                           p->serve_option);
+    if (p->check)
+        return report_fail(p->report, INFER_E_INVALID,
+                           "--inspect serves nothing, so --check-config has no place beside it");
+    return 0;
+}
+
 static int settle(struct parser *p)
 {
     struct config *c = &p->config;
-    if (c->action == CONFIG_HELP || c->action == CONFIG_VERSION)
-        return 0;
-    if (c->inspect_path != NULL) {
-        c->action = p->tokenize ? CONFIG_TOKENIZE : CONFIG_INSPECT;
-        if (p->serve_option != NULL)
-            return report_fail(p->report, INFER_E_INVALID,
-                               "--inspect serves nothing, so --%s has no place beside it",
-                               p->serve_option);
-        return 0;
-    }
+    int r = 0;
+    if (c->inspect_path != NULL)
+        return settle_inspection(p);
     if (p->tokenize)
         return report_fail(p->report, INFER_E_INVALID, "--tokenize needs --inspect FILE");
     if (c->no_escape)
         return report_fail(p->report, INFER_E_INVALID, "--no-escape needs --tokenize");
-    if (c->n_models == 0)
+    for (uint32_t i = 0; i < c->n_models && r == 0; i++)
+        r = settle_model(p, &c->models[i]);
+    if (r == 0)
+        r = settle_policies(p);
+    if (r < 0)
+        return r;
+    if (c->n_models == 0 && c->n_model_directories == 0)
         return report_fail(p->report, INFER_E_INVALID,
                            "no model is given; say which with --model FILE.gguf");
-    const char *socket = getenv("INFERD_SOCKET");
-    if (!p->socket_given && socket != NULL && socket[0] != '\0')
-        return set_socket(c->socket, socket, p->report);
-    if (!p->socket_given)
-        return config_default_socket(getenv("XDG_RUNTIME_DIR"), geteuid() == 0, c->socket,
-                                     p->report);
+    if (c->socket[0] == '\0')
+        r = config_default_socket(getenv("XDG_RUNTIME_DIR"), geteuid() == 0, c->socket, p->report);
+    if (p->check)
+        c->action = CONFIG_CHECK;
+    return r < 0 ? r : check_together(p);
+}
+
+static int set_defaults(struct parser *p)
+{
+    static const struct config_origin origin = {NULL, 0};
+    for (size_t i = 0; i < config_n_rules; i++) {
+        const struct config_rule *rule = &config_rules[i];
+        if (rule->fallback == NULL || (rule->flags & IN_DAEMON) == 0)
+            continue;
+        int r = config_store(p, rule, &p->config, false, rule->fallback, &origin);
+        if (r < 0)
+            return r;
+    }
     return 0;
+}
+
+static int parse_all(struct parser *p, int argc, char **argv, struct given *list)
+{
+    size_t n = 0;
+    int r = set_defaults(p);
+    if (r == 0)
+        r = collect_options(p, argc, argv, list, &n);
+    if (r < 0 || p->config.action != CONFIG_SERVE)
+        return r;
+    if (p->config.inspect_path == NULL || p->config_path != NULL)
+        r = config_read_files(p);
+    if (r == 0)
+        r = take_environment(p);
+    if (r == 0)
+        r = apply(p, list, n);
+    return r < 0 ? r : settle(p);
 }
 
 int config_parse(int argc, char **argv, struct config *ret, struct report *report)
 {
-    struct parser p = {.report = report,
-                       .config = {.backend = "cpu",
-                                  .backend_options = "",
-                                  .parallel = 16,
-                                  .k_type = INFER_TYPE_F16,
-                                  .v_type = INFER_TYPE_F16,
-                                  .log_level = LOG_LEVEL_INFO,
-                                  .spin_us = 50}};
-    int r = parse_options(&p, argc, argv);
-    if (r == 0)
-        r = settle(&p);
-    if (r == 0)
-        *ret = p.config;
+    struct given *list = calloc((size_t)argc + 1, sizeof *list);
+    struct parser *p = calloc(1, sizeof *p); /* large: the models' table */
+    int r = -INFER_E_OUT_OF_MEMORY;
+    if (list == NULL || p == NULL) {
+        report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the configuration");
+    } else {
+        p->report = report;
+        r = parse_all(p, argc, argv, list);
+        if (r == 0)
+            *ret = p->config;
+        else
+            config_done(&p->config);
+    }
+    free(list);
+    free(p);
     return r;
 }

@@ -270,6 +270,12 @@ int main(int argc, char **argv)
     case CONFIG_HELP:
         config_help(stdout);
         return EXIT_SUCCESS;
+    case CONFIG_CHECK:
+        config_show(&config, stdout);
+        return EXIT_SUCCESS;
+    case CONFIG_COMPLETE:
+        config_complete(config.complete_shell, stdout);
+        return EXIT_SUCCESS;
     case CONFIG_INSPECT:
         return inspect_file(&config, &report) < 0 ? fail(&report) : EXIT_SUCCESS;
     case CONFIG_TOKENIZE:

@@ -67,6 +67,63 @@ static void defaults(void **state)
     assert_int_equal(config.event_loop, LOOP_AUTO);
     assert_int_equal(config.log_level, LOG_LEVEL_INFO);
     assert_int_equal(config.spin_us, 50);
+    assert_int_equal(config.slow_reader_preempt_s, 10);
+    assert_int_equal(config.slow_reader_timeout_s, 20);
+    assert_int_equal(config.conversation_idle_s, 4 * 3600);
+    assert_int_equal(config.swap_memory_bytes, 0);
+    assert_int_equal(config.swap_file_bytes, 0);
+    assert_null(config.state_directory);
+    assert_int_equal(config.skips_max, 64);
+    assert_int_equal(config.newcomer_slots, 0);
+    assert_int_equal(config.keep_alive_s, 600);
+    assert_int_equal(config.models[0].keep_alive_s, 0); /* of --model: it stays */
+    assert_true(config.models[0].preload);
+    assert_string_equal(config.model_device, "auto");
+    assert_string_equal(config.models[0].device, "auto");
+    assert_int_equal(config.models[0].parallel, 16);
+    assert_int_equal(config.n_model_directories, 0);
+    assert_string_equal(config.metrics_socket, "");
+    assert_int_equal(config.drain_timeout_s, 10);
+    config_done(&config);
+}
+
+static void options_of_many_users(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("--model m --socket /s --slow-reader-preempt 30s --slow-reader-timeout "
+                           "2m --swap-memory 512M --swap-file 4G --state-directory /var/lib/x "
+                           "--conversation-idle 7d --fair-skips 1 --newcomer-slots none "
+                           "--keep-alive 1h --model-directory /a --model-directory b --device "
+                           "cuda:0 --metrics-socket /m --drain-timeout 0 "
+                           "--policy default:domain=all"),
+                     0);
+    assert_int_equal(config.slow_reader_preempt_s, 30);
+    assert_int_equal(config.slow_reader_timeout_s, 120);
+    assert_int_equal(config.swap_memory_bytes, 512u << 20);
+    assert_int_equal(config.swap_file_bytes, (uint64_t)4 << 30);
+    assert_string_equal(config.state_directory, "/var/lib/x");
+    assert_int_equal(config.conversation_idle_s, 7 * 86400);
+    assert_int_equal(config.skips_max, 1);
+    assert_int_equal(config.newcomer_slots, CONFIG_NEWCOMERS_NONE);
+    assert_int_equal(config.models[0].keep_alive_s, 3600);
+    assert_int_equal(config.n_model_directories, 2);
+    assert_string_equal(config.model_directories[1], "b");
+    assert_string_equal(config.models[0].device, "cuda:0");
+    assert_string_equal(config.metrics_socket, "/m");
+    assert_int_equal(config.drain_timeout_s, 0);
+    assert_int_equal(config.n_policies, 1);
+    assert_string_equal(config.policies[0], "default:domain=all");
+    config_done(&config);
+    refused("--model m --slow-reader-timeout 5",
+            "--slow-reader-timeout: 5s is less than slow-reader-preempt, 10s");
+    refused("--model m --swap-file 1G",
+            "--swap-file: there is no state directory; give a state-directory, too");
+    refused("--model m --newcomer-slots 17", "--newcomer-slots: 17 is more than parallel, 16");
+    refused("--model m --newcomer-slots few",
+            "--newcomer-slots: 'few' is not a number from 1 to 256, none or default");
+    refused(
+        "--model m --conversation-idle 0",
+        "--conversation-idle: '0' is not a time from 1s to 2592000s, such as 90s, 5m, 4h or 2d");
 }
 
 static void everything_given(void **state)
@@ -275,10 +332,10 @@ static void help_is_complete_and_narrow(void **state)
 {
     (void)state;
     static const char *const names[] = {
-        "model",      "socket",   "backend",      "backend-options", "threads",
-        "ctx",        "parallel", "state-memory", "cache-type-k",    "cache-type-v",
-        "event-loop", "spin-us",  "log-level",    "inspect",         "tokenize",
-        "version",    "help",     "policy",       "no-escape"};
+        "model",     "socket",       "backend",      "backend-options", "threads",    "ctx",
+        "parallel",  "state-memory", "cache-type-k", "cache-type-v",    "event-loop", "spin-us",
+        "log-level", "inspect",      "tokenize",     "version",         "help",       "policy",
+        "no-escape", "config",       "check-config", "completion",      "swap-file",  "fair-skips"};
     char *text = NULL;
     size_t bytes = 0;
     FILE *out = open_memstream(&text, &bytes);
@@ -300,9 +357,12 @@ static void help_is_complete_and_narrow(void **state)
 
 int main(void)
 {
+    unsetenv("STATE_DIRECTORY");
+    setenv("CONFIGURATION_DIRECTORY", "/nonexistent", 1); /* the machine's own plays no part */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults),
         cmocka_unit_test(everything_given),
+        cmocka_unit_test(options_of_many_users),
         cmocka_unit_test(names_of_models),
         cmocka_unit_test(too_many_models),
         cmocka_unit_test(mistakes_are_named),

@@ -167,8 +167,9 @@ struct infer_state_config {
     uint32_t page_tokens; /* 16 */
     uint32_t n_pages;
     /* How keys and values are kept: INFER_TYPE_F16, INFER_TYPE_F32 (ref only), INFER_TYPE_Q8_0
-     * (8.5 bits a number) or INFER_TYPE_Q4_0, which here stands for "codes of 4 bits, heads rotated
-     * before they are rounded": the blocks are the backend's own (5 bits a number on cpu and ref).
+     * (8.5 bits a number) or INFER_TYPE_Q4_0, which here stands for "codes of about 4 bits, heads
+     * rotated before they are rounded": the blocks are the backend's own (on cpu and ref 4.5 bits a
+     * number for keys and 5.5 for values).
      * The last two need heads of a multiple of 32, else -ENOTSUP. Queries and attention's output
      * are the same values for every type, but for the rounding. */
     uint32_t k_type, v_type;

@@ -88,18 +88,18 @@ SIMD_INLINE void score_q8_0(const struct cpu_attend *a, uint32_t M, const uint8_
     }
 }
 
-/* Keys of 4 bits: the same, two fours from each byte, scale and offset per 16 numbers. */
+/* Keys of 4 bits: the same, two fours from each byte, with an offset of its own per block. */
 SIMD_INLINE void score_q4_0(const struct cpu_attend *a, uint32_t M, const uint8_t *k,
                             const uint8_t *words, vf *score)
 {
     const uint8_t *q = (const uint8_t *)a->q;
     const struct cpu_query_block *numbers = (const void *)(q + (size_t)2 * a->head_dim * M);
     const vi mask = v_set8(15);
-    for (uint32_t b = 0; b < a->head_dim / (CPU_BLOCK / 2); b++) {
+    for (uint32_t b = 0; b < a->head_dim / CPU_BLOCK; b++) {
         vi high[CPU_TILE], low[CPU_TILE];
         for (uint32_t m = 0; m < M; m++)
             high[m] = low[m] = v_zero();
-        for (uint32_t g = 0; g < 2; g++, q += 16 * M, k += 4 * CPU_PAGE_TOKENS) {
+        for (uint32_t g = 0; g < CPU_BLOCK / 8; g++, q += 16 * M, k += 4 * CPU_PAGE_TOKENS) {
             vi both = v_load(k), w = v_and(both, mask), next = v_and(v_srl16(both, 4), mask);
             for (uint32_t m = 0; m < M; m++) {
                 high[m] = v_dot6(high[m], w, v_spread(q + 8 * m));
@@ -205,27 +205,26 @@ SIMD_INLINE void add_values(const struct cpu_attend *a, uint32_t M, uint32_t beg
 }
 
 /* Weights of the rows of pages page .. last times the scales of blocks b .. b + N - 1 of 32
- * columns: weights[block][half][m][row], where 8-bit codes have one scale for both halves. What all
- * codes of a block are too high by comes to ret_over[block][half][m]. */
+ * columns: weights[block][m][row]. What all codes of a block are too high by comes to
+ * ret_over[block][m]. */
 SIMD_INLINE void scale_weights(const struct cpu_attend *a, uint32_t M, uint32_t N, bool wide,
                                uint32_t b, uint32_t page, uint32_t last, uint32_t base,
                                float *weights, float *ret_over)
 {
-    const uint32_t halves = wide ? 1 : 2, n_scales = N * halves;
-    const uint8_t *scales = a->pages_base + a->key_bytes +
-                            CPU_PAGE_TOKENS * ((size_t)a->dim_v / halves + 2 * halves * b);
-    vf over[4 * CPU_TILE];
-    for (uint32_t t = 0; t < n_scales * M; t++)
+    const size_t row_bytes = wide ? a->dim_v : a->dim_v / 2 + a->dim_v / 8;
+    const uint8_t *scales = a->pages_base + a->key_bytes + CPU_PAGE_TOKENS * (row_bytes + 2 * b);
+    vf over[2 * CPU_TILE];
+    for (uint32_t t = 0; t < N * M; t++)
         over[t] = vf_zero();
     for (uint32_t p = page; p <= last; p++)
         for (uint32_t lane = 0; lane < CPU_PAGE_TOKENS; lane += SIMD_LANES)
-            for (uint32_t n = 0; n < n_scales; n++) {
+            for (uint32_t n = 0; n < N; n++) {
                 uint32_t at = p * CPU_PAGE_TOKENS - base + lane;
                 const uint8_t *word =
                     scales + a->page_bytes * a->pages[p] + 2 * (CPU_PAGE_TOKENS * n + lane);
                 vf scale = vf_load_f16(word), offset = vf_zero();
                 if (!wide)
-                    offset = vf_fma(vf_load_bits3(word), vf_set(0.5f), vf_set(7.5f));
+                    offset = vf_add(vf_load_bits3(word), vf_set(15.5f));
                 for (uint32_t m = 0; m < M; m++) {
                     vf x = vf_mul(scale, vf_load(a->scores + CPU_ATTEND_CHUNK * m + at));
                     vf_store(weights + CPU_ATTEND_CHUNK * (n * M + m) + at, x);
@@ -233,7 +232,7 @@ SIMD_INLINE void scale_weights(const struct cpu_attend *a, uint32_t M, uint32_t 
                         over[n * M + m] = vf_fma(x, offset, over[n * M + m]);
                 }
             }
-    for (uint32_t t = 0; t < n_scales * M; t++)
+    for (uint32_t t = 0; t < N * M; t++)
         ret_over[t] = wide ? 0 : vf_sum(over[t]);
 }
 
@@ -244,9 +243,9 @@ SIMD_INLINE void add_blocks(const struct cpu_attend *a, uint32_t M, uint32_t N, 
                             const float shrink[CPU_TILE])
 {
     const size_t row_bytes = wide ? a->dim_v : a->dim_v / 2, step = wide ? 32 : 16;
-    const uint32_t halves = wide ? 1 : 2;
+    const size_t high_bytes = a->dim_v / 8;
     _Alignas(64) float weights[2 * CPU_TILE * CPU_ATTEND_CHUNK];
-    float over[4 * CPU_TILE];
+    float over[2 * CPU_TILE];
 
     scale_weights(a, M, N, wide, b, page, last, base, weights, over);
     for (uint32_t i = 0; i < CPU_BLOCK / 2; i += SIMD_LANES) {
@@ -257,29 +256,29 @@ SIMD_INLINE void add_blocks(const struct cpu_attend *a, uint32_t M, uint32_t N, 
                 acc[t * M + m] =
                     vf_mul(vf_load(out + (size_t)a->dim_v * m + 16 * t), vf_set(shrink[m]));
         for (uint32_t p = page; p <= last; p++) {
-            const uint8_t *v =
-                a->pages_base + a->key_bytes + a->page_bytes * a->pages[p] + step * b + i;
+            const uint8_t *values = a->pages_base + a->key_bytes + a->page_bytes * a->pages[p];
+            const uint8_t *v = values + step * b + i;
+            const uint8_t *high = values + CPU_PAGE_TOKENS * row_bytes + 4 * b;
             const float *weight = weights + (p * CPU_PAGE_TOKENS - base);
-            for (uint32_t r = 0; r < CPU_PAGE_TOKENS; r++, v += row_bytes)
+            for (uint32_t r = 0; r < CPU_PAGE_TOKENS; r++, v += row_bytes, high += high_bytes)
                 for (uint32_t n = 0; n < N; n++) {
                     vf left, right;
                     if (wide)
                         left = vf_load_i8(v + 32 * n), right = vf_load_i8(v + 32 * n + 16);
                     else
-                        vf_load_nibbles(v + 16 * n, &left, &right);
+                        vf_load_fives(v + 16 * n, high + 4 * n, i, &left, &right);
                     for (uint32_t m = 0; m < M; m++) {
-                        const float *x = weight + CPU_ATTEND_CHUNK * (halves * n * M + m) + r;
-                        const float *y = x + (wide ? 0 : CPU_ATTEND_CHUNK * M);
+                        vf x = vf_set(weight[CPU_ATTEND_CHUNK * (n * M + m) + r]);
                         vf *to = acc + 2 * n * M + m;
-                        to[0] = vf_fma(left, vf_set(*x), to[0]);
-                        to[M] = vf_fma(right, vf_set(*y), to[M]);
+                        to[0] = vf_fma(left, x, to[0]);
+                        to[M] = vf_fma(right, x, to[M]);
                     }
                 }
         }
         for (uint32_t t = 0; t < 2 * N; t++)
             for (uint32_t m = 0; m < M; m++)
                 vf_store(out + (size_t)a->dim_v * m + 16 * t,
-                         vf_sub(acc[t * M + m], vf_set(wide ? 0 : over[t * M + m])));
+                         vf_sub(acc[t * M + m], vf_set(over[t / 2 * M + m])));
     }
 }
 

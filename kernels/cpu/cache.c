@@ -8,13 +8,14 @@
  *   Q8_0    [B][8][16][4] bytes, value + 128;           [16][dim_v] bytes;
  *           [B][16] half scales                         [B][16] half scales
  *   Q4_0    [B][4][16][4] bytes: the low nibbles are    [16][dim_v / 2] bytes, each block
- *           4 numbers, the high ones the 4 after        as in ref/cache.h;
- *           them; [B][2][16] words                      [B][2][16] words
+ *           4 numbers, the high ones the 4 after        as in ref/cache.h; [16][dim_v / 8] bytes,
+ *           them; [B][16] words                         the fifth bits; [B][16] words
  *
  * So one vector has four numbers of each of 16 keys, which one instruction multiplies with four
- * bytes of a query and sums; and a row's values lie side by side. Per number: 16 bits, 8.5 or 5.
+ * bytes of a query and sums; and a row's values lie side by side. Per number: 16 bits, 8.5, or 4.5
+ * for keys and 5.5 for values.
  *
- * A query is packed to two bytes per number, by blocks of the keys' own scales (32 numbers, or 16):
+ * A query is packed to two bytes per number, by blocks of 32 like the keys' own:
  * x = d (128 h + l), d = max|x| / 16256, |h| <= 127, |l| <= 64. Its error, at most d / 2 =
  * max|x| / 32512, is far under that of the keys, and the integer sums are exact.
  *
@@ -33,50 +34,43 @@ static size_t line(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-size_t cpu_cache_bytes(uint32_t type, uint32_t dim)
+size_t cpu_key_bytes(uint32_t type, uint32_t dim)
 {
     const size_t n = (size_t)CPU_PAGE_TOKENS * dim, blocks = n / CPU_BLOCK;
-    switch (type) {
-    case INFER_TYPE_Q8_0:
-        return line(n + 2 * blocks);
-    case INFER_TYPE_Q4_0:
-        return line(n / 2 + 4 * blocks);
-    default: /* F16 */
-        return 2 * n;
-    }
+    return line(type == INFER_TYPE_F16    ? 2 * n
+                : type == INFER_TYPE_Q8_0 ? n + 2 * blocks
+                                          : n / 2 + 2 * blocks);
+}
+
+size_t cpu_value_bytes(uint32_t type, uint32_t dim)
+{
+    const size_t n = (size_t)CPU_PAGE_TOKENS * dim, blocks = n / CPU_BLOCK;
+    return line(type == INFER_TYPE_F16    ? 2 * n
+                : type == INFER_TYPE_Q8_0 ? n + 2 * blocks
+                                          : n / 2 + n / 8 + 2 * blocks);
 }
 
 static void key_q8_0(uint8_t *codes, uint8_t *scales, uint32_t slot, const float *x)
 {
     struct ref_q8_0 block;
-    ref_cache_encode(INFER_TYPE_Q8_0, x, &block, CPU_BLOCK);
+    ref_cache_encode(INFER_TYPE_Q8_0, REF_KEY, x, &block, CPU_BLOCK);
     memcpy(scales + 2 * slot, &block.d, 2);
     codes += 4 * slot;
     for (uint32_t i = 0; i < CPU_BLOCK; i++)
         codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4] = (uint8_t)(block.qs[i] + 128);
 }
 
-static uint32_t nibble(const struct ref_cache_q4 *b, uint32_t i)
-{
-    return i < 16 ? b->qs[i] & 15u : b->qs[i - 16] >> 4;
-}
-
-static void put_nibble(struct ref_cache_q4 *b, uint32_t i, uint32_t code)
-{
-    b->qs[i % 16] |= (uint8_t)(i < 16 ? code : code << 4);
-}
-
 static void key_q4_0(uint8_t *codes, uint8_t *words, uint32_t slot, const float *x)
 {
-    struct ref_cache_q4 block;
-    ref_cache_encode(INFER_TYPE_Q4_0, x, &block, CPU_BLOCK);
-    for (uint32_t h = 0; h < 2; h++)
-        memcpy(words + 2 * (CPU_PAGE_TOKENS * h + slot), &block.word[h], 2);
+    struct ref_cache_key block;
+    ref_cache_encode(INFER_TYPE_Q4_0, REF_KEY, x, &block, CPU_BLOCK);
+    memcpy(words + 2 * slot, &block.word, 2);
     codes += 4 * slot;
     for (uint32_t i = 0; i < CPU_BLOCK / 2; i++) {
-        uint32_t at = 8 * (i / 4) + i % 4;
-        codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4] =
-            (uint8_t)(nibble(&block, at) | nibble(&block, at + 4) << 4);
+        uint32_t at = 8 * (i / 4) + i % 4, shift = at < 16 ? 0 : 4;
+        uint32_t first = block.qs[at % 16] >> shift & 15,
+                 next = block.qs[at % 16 + 4] >> shift & 15;
+        codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4] = (uint8_t)(first | next << 4);
     }
 }
 
@@ -87,7 +81,7 @@ void cpu_cache_key(uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, co
         if (type == INFER_TYPE_Q8_0)
             key_q8_0(keys + n * b, keys + all + 2 * CPU_PAGE_TOKENS * b, slot, x);
         else
-            key_q4_0(keys + n / 2 * b, keys + all / 2 + 4 * CPU_PAGE_TOKENS * b, slot, x);
+            key_q4_0(keys + n / 2 * b, keys + all / 2 + 2 * CPU_PAGE_TOKENS * b, slot, x);
     }
 }
 
@@ -98,21 +92,21 @@ static void read_q8_0(const uint8_t *codes, const uint8_t *scales, uint32_t slot
     codes += 4 * slot;
     for (uint32_t i = 0; i < CPU_BLOCK; i++)
         block.qs[i] = (int8_t)(codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4] - 128);
-    ref_cache_decode(INFER_TYPE_Q8_0, &block, ret, CPU_BLOCK);
+    ref_cache_decode(INFER_TYPE_Q8_0, REF_KEY, &block, ret, CPU_BLOCK);
 }
 
 static void read_q4_0(const uint8_t *codes, const uint8_t *words, uint32_t slot, float *ret)
 {
-    struct ref_cache_q4 block = {0};
-    for (uint32_t h = 0; h < 2; h++)
-        memcpy(&block.word[h], words + 2 * (CPU_PAGE_TOKENS * h + slot), 2);
+    struct ref_cache_key block = {0};
+    memcpy(&block.word, words + 2 * slot, 2);
     codes += 4 * slot;
     for (uint32_t i = 0; i < CPU_BLOCK / 2; i++) {
-        uint32_t both = codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4], at = 8 * (i / 4) + i % 4;
-        put_nibble(&block, at, both & 15);
-        put_nibble(&block, at + 4, both >> 4);
+        uint32_t both = codes[4 * CPU_PAGE_TOKENS * (i / 4) + i % 4];
+        uint32_t at = 8 * (i / 4) + i % 4, shift = at < 16 ? 0 : 4;
+        block.qs[at % 16] |= (uint8_t)((both & 15) << shift);
+        block.qs[at % 16 + 4] |= (uint8_t)(both >> 4 << shift);
     }
-    ref_cache_decode(INFER_TYPE_Q4_0, &block, ret, CPU_BLOCK);
+    ref_cache_decode(INFER_TYPE_Q4_0, REF_KEY, &block, ret, CPU_BLOCK);
 }
 
 void cpu_cache_key_read(const uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, float *ret)
@@ -122,36 +116,33 @@ void cpu_cache_key_read(const uint8_t *keys, uint32_t type, uint32_t dim, uint32
         if (type == INFER_TYPE_Q8_0)
             read_q8_0(keys + n * b, keys + all + 2 * CPU_PAGE_TOKENS * b, slot, ret);
         else
-            read_q4_0(keys + n / 2 * b, keys + all / 2 + 4 * CPU_PAGE_TOKENS * b, slot, ret);
+            read_q4_0(keys + n / 2 * b, keys + all / 2 + 2 * CPU_PAGE_TOKENS * b, slot, ret);
     }
 }
 
 void cpu_cache_value(uint8_t *values, uint32_t type, uint32_t dim, uint32_t slot, const float *x)
 {
-    const size_t row = type == INFER_TYPE_Q8_0 ? dim : dim / 2;
-    uint8_t *scales = values + CPU_PAGE_TOKENS * row, *to = values + row * slot;
-    for (uint32_t b = 0; b < dim / CPU_BLOCK; b++, x += CPU_BLOCK) {
-        if (type == INFER_TYPE_Q8_0) {
+    const bool wide = type == INFER_TYPE_Q8_0;
+    const size_t row = wide ? dim : dim / 2, high_row = wide ? 0 : dim / 8;
+    uint8_t *to = values + row * slot, *high = values + CPU_PAGE_TOKENS * row + high_row * slot;
+    uint8_t *scales = values + CPU_PAGE_TOKENS * (row + high_row) + 2 * slot;
+    for (uint32_t b = 0; b < dim / CPU_BLOCK; b++, x += CPU_BLOCK, scales += 2 * CPU_PAGE_TOKENS) {
+        if (wide) {
             struct ref_q8_0 block;
-            ref_cache_encode(type, x, &block, CPU_BLOCK);
-            memcpy(scales + 2 * (CPU_PAGE_TOKENS * b + slot), &block.d, 2);
+            ref_cache_encode(type, REF_VALUE, x, &block, CPU_BLOCK);
+            memcpy(scales, &block.d, 2);
             memcpy(to + sizeof block.qs * b, block.qs, sizeof block.qs);
         } else {
-            struct ref_cache_q4 block;
-            ref_cache_encode(type, x, &block, CPU_BLOCK);
-            for (uint32_t h = 0; h < 2; h++)
-                memcpy(scales + 2 * (CPU_PAGE_TOKENS * (2 * b + h) + slot), &block.word[h], 2);
+            struct ref_cache_value block;
+            ref_cache_encode(type, REF_VALUE, x, &block, CPU_BLOCK);
+            memcpy(scales, &block.word, 2);
             memcpy(to + sizeof block.qs * b, block.qs, sizeof block.qs);
+            memcpy(high + sizeof block.high * b, block.high, sizeof block.high);
         }
     }
 }
 
 /* ---- queries --------------------------------------------------------------------------------- */
-
-static uint32_t query_block(uint32_t k_type)
-{
-    return k_type == INFER_TYPE_Q8_0 ? CPU_BLOCK : CPU_BLOCK / 2;
-}
 
 static float largest_of(const float *x, uint32_t n)
 {
@@ -163,11 +154,11 @@ static float largest_of(const float *x, uint32_t n)
 
 /* Codes [dim / 4][M][4 high, 4 low], then numbers [block][M]. A block with anything that is not
  * finite is zero: what comes of it is finite, as in every other kernel's cache. */
-void cpu_query_pack(uint8_t *packed, uint32_t k_type, uint32_t M, uint32_t m, const float *q,
-                    uint32_t dim, float scale)
+void cpu_query_pack(uint8_t *packed, uint32_t M, uint32_t m, const float *q, uint32_t dim,
+                    float scale)
 {
     const float nearest = 12582912.0f; /* rounds |x| < 2^22 to the nearest integer */
-    const uint32_t n = query_block(k_type);
+    const uint32_t n = CPU_BLOCK;
     uint8_t *numbers = packed + (size_t)2 * dim * M, *to = packed + 8 * m;
     for (uint32_t b = 0; b < dim / n; b++, q += n) {
         struct cpu_query_block block = {0};

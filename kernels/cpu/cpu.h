@@ -128,7 +128,8 @@ void cpu_matrix_read(const struct cpu_matrix *matrix, uint32_t row, float *ret);
 /* ---- cache.c --------------------------------------------------------------------------------- */
 
 /* Keys, or values, of one layer and kv head of one page; dim is a multiple of 32 but for F16. */
-size_t cpu_cache_bytes(uint32_t type, uint32_t dim);
+size_t cpu_key_bytes(uint32_t type, uint32_t dim);
+size_t cpu_value_bytes(uint32_t type, uint32_t dim);
 /* One row into its slot, 0 .. 15, of a page; Q8_0 and Q4_0. */
 void cpu_cache_key(uint8_t *keys, uint32_t type, uint32_t dim, uint32_t slot, const float *x);
 /* The key in a slot, as it was given but for the rounding. */
@@ -141,9 +142,9 @@ struct cpu_query_block {
     float scale;
     int32_t high, low; /* the sums of the codes */
 };
-/* Query m of a tile of M, times scale, for keys of a type; takes less than dim floats of each. */
-void cpu_query_pack(uint8_t *packed, uint32_t k_type, uint32_t M, uint32_t m, const float *q,
-                    uint32_t dim, float scale);
+/* Query m of a tile of M, times scale, for keys in codes; takes less than dim floats of each. */
+void cpu_query_pack(uint8_t *packed, uint32_t M, uint32_t m, const float *q, uint32_t dim,
+                    float scale);
 
 /* ---- one instruction set --------------------------------------------------------------------- */
 

@@ -322,8 +322,8 @@ static void measure_strides(struct infer_backend_model *m)
 {
     const struct infer_shape *s = &m->plan->shape;
     m->dim_v = (uint32_t)pad16(s->head_dim_v);
-    m->key_bytes = cpu_cache_bytes(m->state.k_type, s->head_dim);
-    m->value_bytes = cpu_cache_bytes(m->state.v_type, m->dim_v);
+    m->key_bytes = cpu_key_bytes(m->state.k_type, s->head_dim);
+    m->value_bytes = cpu_value_bytes(m->state.v_type, m->dim_v);
     m->head_bytes = m->key_bytes + m->value_bytes;
     m->layer_bytes = m->head_bytes * s->n_kv_heads;
     m->page_bytes = m->layer_bytes * s->n_layers;

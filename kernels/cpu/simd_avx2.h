@@ -147,11 +147,19 @@ SIMD_INLINE vf vf_load_u8(const void *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
-SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+SIMD_INLINE void vf_load_fives(const void *p, const uint8_t *fifth, uint32_t first, vf *low,
+                               vf *high)
 {
     __m256i b = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    *low = _mm256_cvtepi32_ps(_mm256_and_si256(b, _mm256_set1_epi32(15)));
-    *high = _mm256_cvtepi32_ps(_mm256_srli_epi32(b, 4));
+    __m256i l = _mm256_and_si256(b, _mm256_set1_epi32(15)), h = _mm256_srli_epi32(b, 4);
+    __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), sixteen = _mm256_set1_epi32(16);
+    __m256i shift = _mm256_add_epi32(lane, _mm256_set1_epi32((int)first));
+    uint16_t bits[2];
+    memcpy(bits, fifth, sizeof bits);
+    __m256i x = _mm256_srlv_epi32(_mm256_set1_epi32(bits[0] << 4), shift);
+    __m256i y = _mm256_srlv_epi32(_mm256_set1_epi32(bits[1] << 4), shift);
+    *low = _mm256_cvtepi32_ps(_mm256_or_si256(l, _mm256_and_si256(x, sixteen)));
+    *high = _mm256_cvtepi32_ps(_mm256_or_si256(h, _mm256_and_si256(y, sixteen)));
 }
 SIMD_INLINE vf vf_load_bits3(const void *p)
 {

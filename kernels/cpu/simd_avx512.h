@@ -146,12 +146,18 @@ SIMD_INLINE vf vf_load_u8(const void *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
-/* Each byte's low nibble and high nibble. */
-SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+/* Each byte's low nibble and high nibble, with a fifth bit: for lane l bit first + l of the first
+ * and of the second 16 of `fifth`. */
+SIMD_INLINE void vf_load_fives(const void *p, const uint8_t *fifth, uint32_t first, vf *low,
+                               vf *high)
 {
     __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
-    *low = _mm512_cvtepi32_ps(_mm512_and_si512(b, _mm512_set1_epi32(15)));
-    *high = _mm512_cvtepi32_ps(_mm512_srli_epi32(b, 4));
+    __m512i sixteen = _mm512_set1_epi32(16);
+    __m512i l = _mm512_and_si512(b, _mm512_set1_epi32(15)), h = _mm512_srli_epi32(b, 4);
+    uint16_t bits[2];
+    memcpy(bits, fifth, sizeof bits);
+    *low = _mm512_cvtepi32_ps(_mm512_mask_or_epi32(l, bits[0], l, sixteen));
+    *high = _mm512_cvtepi32_ps(_mm512_mask_or_epi32(h, bits[1], h, sixteen));
 }
 /* The lowest three bits of each 16-bit word. */
 SIMD_INLINE vf vf_load_bits3(const void *p)

@@ -179,11 +179,16 @@ SIMD_INLINE vf vf_load_u8(const void *p)
     const uint8_t *b = p;
     return (vf){b[0], b[1], b[2], b[3]};
 }
-SIMD_INLINE void vf_load_nibbles(const void *p, vf *low, vf *high)
+SIMD_INLINE void vf_load_fives(const void *p, const uint8_t *fifth, uint32_t first, vf *low,
+                               vf *high)
 {
     const uint8_t *b = p;
-    *low = (vf){b[0] & 15, b[1] & 15, b[2] & 15, b[3] & 15};
-    *high = (vf){b[0] >> 4, b[1] >> 4, b[2] >> 4, b[3] >> 4};
+    uint16_t bits[2];
+    memcpy(bits, fifth, sizeof bits);
+    for (uint32_t i = 0; i < SIMD_LANES; i++) {
+        (*low)[i] = (float)((b[i] & 15) | (bits[0] >> (first + i) & 1) << 4);
+        (*high)[i] = (float)(b[i] >> 4 | (bits[1] >> (first + i) & 1) << 4);
+    }
 }
 SIMD_INLINE vf vf_load_bits3(const void *p)
 {

@@ -424,7 +424,7 @@ static void attend_pairs(const struct at_work *w, const struct infer_op *op,
             a.limit[t] = seq->position + row + 1;
             a.first[t] = window && a.limit[t] > window ? a.limit[t] - window : 0;
             if (a.k_type != INFER_TYPE_F16)
-                cpu_query_pack((uint8_t *)w->local->q, a.k_type, T, t, q, dim, op->as.attend.scale);
+                cpu_query_pack((uint8_t *)w->local->q, T, t, q, dim, op->as.attend.scale);
             for (uint32_t d = 0; d < dim && a.k_type == INFER_TYPE_F16; d++)
                 w->local->q[(size_t)T * d + t] = q[d] * op->as.attend.scale;
         }

@@ -71,12 +71,12 @@ static void attend_scores(struct infer_backend_model *model, const struct infer_
 {
     const struct infer_shape *shape = &model->plan->shape;
     uint32_t group = shape->n_heads / shape->n_kv_heads, dim = shape->head_dim;
-    uint64_t offset = ref_cache_bytes(model->state.k_type, (uint64_t)query->kv * dim);
+    uint64_t offset = ref_cache_bytes(model->state.k_type, REF_KEY, (uint64_t)query->kv * dim);
     float *key = model->scratch.cached_row;
 
     for (uint32_t j = query->first; j <= query->position; j++) {
         const uint8_t *row = ref_cached_key(model, op->layer, query->seq, j);
-        ref_cache_decode(model->state.k_type, row + offset, key, dim);
+        ref_cache_decode(model->state.k_type, REF_KEY, row + offset, key, dim);
         for (uint32_t g = 0; g < group; g++)
             model->scratch.scores[g * model->scratch.n_scores + (j - query->first)] =
                 op->as.attend.scale * ref_dot(query->q + (size_t)g * dim, key, dim);
@@ -88,7 +88,7 @@ static void attend_values(struct infer_backend_model *model, const struct infer_
 {
     const struct infer_shape *shape = &model->plan->shape;
     uint32_t group = shape->n_heads / shape->n_kv_heads, dim = shape->head_dim_v;
-    uint64_t offset = ref_cache_bytes(model->state.v_type, (uint64_t)query->kv * dim);
+    uint64_t offset = ref_cache_bytes(model->state.v_type, REF_VALUE, (uint64_t)query->kv * dim);
     float *value = model->scratch.cached_row;
     double *sums = model->scratch.sums;
 
@@ -96,7 +96,7 @@ static void attend_values(struct infer_backend_model *model, const struct infer_
         sums[i] = 0;
     for (uint32_t j = query->first; j <= query->position; j++) {
         const uint8_t *row = ref_cached_value(model, op->layer, query->seq, j);
-        ref_cache_decode(model->state.v_type, row + offset, value, dim);
+        ref_cache_decode(model->state.v_type, REF_VALUE, row + offset, value, dim);
         for (uint32_t g = 0; g < group; g++) {
             double p = model->scratch.scores[g * model->scratch.n_scores + (j - query->first)];
             for (uint32_t d = 0; d < dim; d++)

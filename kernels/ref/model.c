@@ -141,8 +141,9 @@ static int sizes_compute(struct infer_backend *backend, const struct infer_plan 
     layout_add(&model, plan->n_tensors, sizeof(struct ref_weights));
     for (uint32_t i = 0; i < plan->n_tensors; i++)
         layout_add(&weights, plan->tensors[i].n_rows, plan->tensors[i].row_bytes);
-    sizes.k_row = ref_cache_bytes(state->k_type, (uint64_t)s->n_kv_heads * s->head_dim);
-    sizes.v_row = ref_cache_bytes(state->v_type, (uint64_t)s->n_kv_heads * s->head_dim_v);
+    sizes.k_row = ref_cache_bytes(state->k_type, REF_KEY, (uint64_t)s->n_kv_heads * s->head_dim);
+    sizes.v_row =
+        ref_cache_bytes(state->v_type, REF_VALUE, (uint64_t)s->n_kv_heads * s->head_dim_v);
     if (__builtin_add_overflow(sizes.k_row, sizes.v_row, &sizes.layer) ||
         __builtin_mul_overflow(sizes.layer, state->page_tokens, &sizes.layer))
         page.overflow = true;
@@ -330,19 +331,19 @@ static void shift_head(struct infer_backend_model *model, uint8_t *bytes)
 {
     const uint32_t type = model->state.k_type, dim = model->plan->shape.head_dim;
     float *key = model->scratch.cached_row;
-    ref_cache_decode(type, bytes, key, dim);
+    ref_cache_decode(type, REF_KEY, bytes, key, dim);
     if (ref_cache_rotates(type))
         ref_cache_rotate(key, dim);
     ref_rope_turn(&model->plan->rope, model->scratch.cosine, model->scratch.sine, key);
     if (ref_cache_rotates(type))
         ref_cache_rotate(key, dim);
-    ref_cache_encode(type, key, bytes, dim);
+    ref_cache_encode(type, REF_KEY, key, bytes, dim);
 }
 
 int ref_page_shift(struct infer_backend_model *model, uint32_t page, int32_t delta)
 {
     const struct infer_shape *shape = &model->plan->shape;
-    const uint64_t head = ref_cache_bytes(model->state.k_type, shape->head_dim);
+    const uint64_t head = ref_cache_bytes(model->state.k_type, REF_KEY, shape->head_dim);
     uint8_t *target = page_at(model, page);
     if (target == NULL)
         return -EINVAL;

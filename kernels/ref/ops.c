@@ -157,9 +157,9 @@ static void cache_rows(struct infer_backend_model *model, uint32_t layer,
         const struct infer_batch_seq *seq = &batch->seqs[s];
         for (uint32_t i = 0; i < seq->n_rows; i++) {
             uint64_t row = seq->first_row + i;
-            ref_cache_encode(state->k_type, model->scratch.k + row * n_k,
+            ref_cache_encode(state->k_type, REF_KEY, model->scratch.k + row * n_k,
                              ref_cached_key(model, layer, seq, seq->position + i), n_k);
-            ref_cache_encode(state->v_type, model->scratch.v + row * n_v,
+            ref_cache_encode(state->v_type, REF_VALUE, model->scratch.v + row * n_v,
                              ref_cached_value(model, layer, seq, seq->position + i), n_v);
         }
     }

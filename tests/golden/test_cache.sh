@@ -3,7 +3,7 @@
 # tests/data/heldout.txt, keys and values as q8_0 and as q4_0, beside f16.
 #
 # So short a text says little about the types themselves (on 60 kB of prose q8_0 changes perplexity
-# by under 0.1%, q4_0 by about 1%): here a few thousand tokens may go either way. The bounds are
+# by under 0.1%, q4_0 by 0.6%): here a few thousand tokens may go either way. The bounds are
 # several times what was measured (0.1% and 1.4%), and still far under what a broken cache does: a
 # page of wrong scales or a rotation that is not undone multiplies it.
 # shellcheck source=tests/support/sh.bash

@@ -48,7 +48,7 @@ static double turned(const struct model *m, const float *key, uint32_t d, int32_
 /* A head's cached key, its rotation undone. */
 static void read_key(const uint8_t *bytes, uint32_t dim, float *ret)
 {
-    ref_cache_decode(state_config.k_type, bytes, ret, dim);
+    ref_cache_decode(state_config.k_type, REF_KEY, bytes, ret, dim);
     if (ref_cache_rotates(state_config.k_type))
         ref_cache_rotate(ret, dim);
 }
@@ -59,10 +59,10 @@ static double keys_error(const struct model *m, const uint8_t *before, const uin
                          int32_t delta)
 {
     const struct infer_shape *s = &m->shape;
-    const size_t head = ref_cache_bytes(state_config.k_type, s->head_dim);
+    const size_t head = ref_cache_bytes(state_config.k_type, REF_KEY, s->head_dim);
     const size_t keys = PAGE * s->n_kv_heads * head;
     const size_t values =
-        PAGE * s->n_kv_heads * ref_cache_bytes(state_config.v_type, s->head_dim_v);
+        PAGE * s->n_kv_heads * ref_cache_bytes(state_config.v_type, REF_VALUE, s->head_dim_v);
     double error = 0, power = 0;
     for (uint32_t l = 0; l < s->n_layers; l++) {
         const uint8_t *b = before + l * (keys + values), *a = after + l * (keys + values);
@@ -83,8 +83,8 @@ static double keys_error(const struct model *m, const uint8_t *before, const uin
 
 /* What rounding a key once more may cost, relative to it: F32 three roundings of 2^-24; F16 at most
  * 2^-11, each number to its own; Q8_0 steps of max / 127 with max about 2.5 deviations, 2.5 / 127 /
- * sqrt(12) = 0.0057; Q4_0 less than a tenth (ref/cache.c). Random keys are not all normal: half as
- * much again. */
+ * sqrt(12) = 0.0057; Q4_0 sqrt(0.0055) = 0.074 (ref/cache.c). Random keys are not all normal: half
+ * as much again and more. */
 static const struct {
     uint32_t type;
     double bound;

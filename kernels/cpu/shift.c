@@ -1,7 +1,6 @@
 /* shift.c: the keys of a page to other positions.
  *
- *   k'[j] = R(delta) k[j],  R(delta) turns pair i of the first n_dims numbers by delta *
- * inv_freq[i]
+ *   k'[j] = R(delta) k[j],   R(delta) turns pair i of the first n_dims by delta * inv_freq[i]
  *
  * for the 16 rows of every layer and kv head; values stay. Half numbers lie 16 rows side by side
  * and are turned as they lie. Codes are decoded (and their rotation undone), turned and rounded
@@ -11,8 +10,10 @@
  * should slide by many rows at once, not one by one.
  *
  * Half numbers take little more than their loads, and the caller alone turns them; codes take the
- * encoder's search per head, and the workers share them. Nothing is allocated: angles go where a
- * step has its own. */
+ * encoder's search per head, and the workers share them. On two cores of a Zen 4 EPYC a page of a
+ * 46M-parameter model takes 13 us in F16, 100 in Q8_0, 260 in Q4_0 (tests/bench/bench_kernels.c).
+ *
+ * Nothing is allocated: angles go where a step has its own. */
 #include "cpu/model.h"
 
 #include "ref/cache.h"

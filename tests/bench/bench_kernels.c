@@ -3,6 +3,7 @@
  *
  *   bench_kernels [--backend build/inferd-backend-cpu.so] [--shape unix|1b|7m] [--type q4_0|...]
  *                 [--threads N] [--options isa=avx2] [--depth N] [--tokens N] [--repeats N]
+ *                 [--cache f16|q8_0|q4_0]
  *
  * Prints medians and the best tenth of the steps, and the bytes of weights that each decoded token
  * reads. Not a test: it asserts nothing. */
@@ -21,7 +22,7 @@
 
 struct bench {
     const char *path, *options;
-    uint32_t threads, depth, tokens, repeats, type, head_type;
+    uint32_t threads, depth, tokens, repeats, type, head_type, cache_type;
     struct infer_shape shape;
     struct infer_tensor *tensors;
     struct infer_op *ops;
@@ -297,6 +298,15 @@ static void take_shape(struct bench *b, const char *name)
     }
 }
 
+/* The keys of a sequence's first 16 pages to other positions and back, one page at a time. */
+static void measure_shift(struct bench *b)
+{
+    double start = now();
+    for (uint32_t i = 0; i < 64; i++)
+        b->api->page_shift(b->model, b->pages[i % 16], i < 32 ? -16 : 16);
+    printf("a page's keys moved in %.0f us\n", 1e6 * (now() - start) / 64);
+}
+
 static void take_arguments(struct bench *b, int argc, char **argv)
 {
     for (int i = 1; i + 1 < argc; i += 2) {
@@ -309,6 +319,8 @@ static void take_arguments(struct bench *b, int argc, char **argv)
             b->type = b->head_type = type_named(value);
         else if (!strcmp(key, "--head-type"))
             b->head_type = type_named(value);
+        else if (!strcmp(key, "--cache"))
+            b->cache_type = type_named(value);
         else if (!strcmp(key, "--threads"))
             b->threads = (uint32_t)atoi(value);
         else if (!strcmp(key, "--options"))
@@ -331,6 +343,7 @@ int main(int argc, char **argv)
                       .threads = 2,
                       .tokens = 64,
                       .repeats = 5,
+                      .cache_type = INFER_TYPE_F16,
                       .seed = 88172645463325252u};
     take_shape(&b, "unix");
     take_arguments(&b, argc, argv);
@@ -355,8 +368,8 @@ int main(int argc, char **argv)
                               .n_cpus = b.threads};
     struct infer_state_config state = {.page_tokens = 16,
                                        .n_pages = (b.depth + 512 + b.tokens) / 16 + 34,
-                                       .k_type = INFER_TYPE_F16,
-                                       .v_type = INFER_TYPE_F16,
+                                       .k_type = b.cache_type,
+                                       .v_type = b.cache_type,
                                        .max_rows = 512,
                                        .max_seqs = 8,
                                        .max_outputs = 8};
@@ -378,6 +391,7 @@ int main(int argc, char **argv)
            ref_type_name(b.head_type), 1e-6 * (double)b.decode_bytes,
            1e-9 * (double)b.decode_bytes / (now() - start));
     measure(&b);
+    measure_shift(&b);
     b.api->model_close(b.model);
     b.api->close(backend);
     return 0;

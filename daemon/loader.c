@@ -119,6 +119,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
         const struct gguf_tensor *t = gguf_tensor(g, m->plan->gguf_tensor[i]);
         extents[i] = (struct stream_extent){.fd = gguf_part_fd(g, t->part),
                                             .path = gguf_part_path(g, t->part),
+                                            .name = m->plan->backend.tensors[i].name,
                                             .offset = t->offset,
                                             .bytes = t->bytes,
                                             .row_bytes = t->tensor.row_bytes,
@@ -127,7 +128,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     struct load load = {m, options};
     struct stream_sink sink = {&load, sink_rows, sink_progress};
     struct report read_report = {0};
-    int rc = stream_read(extents, n, &sink, &read_report);
+    int rc = stream_read(extents, n, &sink, NULL, NULL, &read_report);
     free(extents);
     if (rc < 0 && read_report.code != 0) {
         *report = read_report;

@@ -6,7 +6,7 @@
  * end in the kernel's out-of-memory killer. One sequence of STATE_TOKENS_MIN tokens must fit. */
 #include "loader.h"
 
-#include "io/stream.h"
+#include "base/log.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -107,29 +107,124 @@ static void sink_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
         load->options->progress(load->options->progress_ctx, done_bytes, total_bytes);
 }
 
+/* The tensors in the order in which layers run, so that the first are there first; those of one
+ * layer in the file's order, so that a read takes many. A tensor belongs to the first operation
+ * that uses it; a layer begins with its QKV. */
+struct place {
+    struct stream_extent extent;
+    uint32_t part, layer;
+};
+
+static void use(struct place *places, uint32_t tensor, uint32_t layer)
+{
+    if (tensor != INFER_TENSOR_NONE && places[tensor].layer == UINT32_MAX)
+        places[tensor].layer = layer;
+}
+
+static void use_tensors(struct place *places, const struct infer_op *op, uint32_t layer)
+{
+    switch (op->kind) {
+    case INFER_OP_EMBED:
+        use(places, op->as.embed.table, layer);
+        break;
+    case INFER_OP_QKV:
+        use(places, op->norm, layer);
+        use(places, op->as.qkv.wq, layer);
+        use(places, op->as.qkv.wk, layer);
+        use(places, op->as.qkv.wv, layer);
+        use(places, op->as.qkv.bq, layer);
+        use(places, op->as.qkv.bk, layer);
+        use(places, op->as.qkv.bv, layer);
+        use(places, op->as.qkv.q_norm, layer);
+        use(places, op->as.qkv.k_norm, layer);
+        break;
+    case INFER_OP_PROJECT:
+        use(places, op->as.project.w, layer);
+        use(places, op->as.project.b, layer);
+        break;
+    case INFER_OP_FFN_GATED:
+        use(places, op->norm, layer);
+        use(places, op->as.ffn.gate, layer);
+        use(places, op->as.ffn.up, layer);
+        break;
+    case INFER_OP_HEAD:
+        use(places, op->norm, layer);
+        use(places, op->as.head.w, layer);
+        break;
+    default:
+        break;
+    }
+}
+
+static int compare_places(const void *a, const void *b)
+{
+    const struct place *x = a, *y = b;
+    if (x->layer != y->layer)
+        return x->layer < y->layer ? -1 : 1;
+    if (x->part != y->part)
+        return x->part < y->part ? -1 : 1;
+    return (x->extent.offset > y->extent.offset) - (x->extent.offset < y->extent.offset);
+}
+
+static void list_extents(const struct gguf *g, const struct plan *plan, struct place *places,
+                         struct stream_extent *extents)
+{
+    uint32_t n = plan->backend.n_tensors, layer = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct gguf_tensor *t = gguf_tensor(g, plan->gguf_tensor[i]);
+        places[i] = (struct place){.extent = {.fd = gguf_part_fd(g, t->part),
+                                              .path = gguf_part_path(g, t->part),
+                                              .name = plan->backend.tensors[i].name,
+                                              .offset = t->offset,
+                                              .bytes = t->bytes,
+                                              .row_bytes = t->tensor.row_bytes,
+                                              .tensor = i},
+                                   .part = t->part,
+                                   .layer = UINT32_MAX};
+    }
+    for (uint32_t i = 0; i < plan->backend.n_ops; i++) {
+        const struct infer_op *op = &plan->backend.ops[i];
+        layer += op->kind == INFER_OP_QKV || op->kind == INFER_OP_HEAD;
+        use_tensors(places, op, layer);
+    }
+    qsort(places, n, sizeof *places, compare_places);
+    for (uint32_t i = 0; i < n; i++)
+        extents[i] = places[i].extent;
+}
+
+static void log_stats(const char *name, const struct stream_stats *s)
+{
+    if (s->note[0] != '\0')
+        log_info("%s: %s", name, s->note);
+    log_debug("%s: read %.1f MiB at %.0f MiB/s (%.0f MiB direct, %.0f MiB through the page cache, "
+              "%s%s, %llu reads, %llu again), %.0f ms waiting for them, %.0f ms in the backend",
+              name, MIB(s->bytes), MIB(s->bytes_per_s), MIB(s->direct_bytes),
+              MIB(s->buffered_bytes), s->uring ? "io_uring" : "pread",
+              s->registered ? " into registered buffers" : "", (unsigned long long)s->n_reads,
+              (unsigned long long)s->n_retries, (double)s->wait_us / 1e3, (double)s->sink_us / 1e3);
+}
+
 static int stream_weights(const struct gguf *g, struct engine_model *m,
                           const struct backend *backend, const struct loader_options *options,
                           struct report *report)
 {
     uint32_t n = m->plan->backend.n_tensors;
     struct stream_extent *extents = calloc(n + 1u, sizeof *extents);
-    if (extents == NULL)
-        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the list of tensors");
-    for (uint32_t i = 0; i < n; i++) {
-        const struct gguf_tensor *t = gguf_tensor(g, m->plan->gguf_tensor[i]);
-        extents[i] = (struct stream_extent){.fd = gguf_part_fd(g, t->part),
-                                            .path = gguf_part_path(g, t->part),
-                                            .name = m->plan->backend.tensors[i].name,
-                                            .offset = t->offset,
-                                            .bytes = t->bytes,
-                                            .row_bytes = t->tensor.row_bytes,
-                                            .tensor = i};
-    }
+    struct place *places = calloc(n + 1u, sizeof *places);
     struct load load = {m, options};
     struct stream_sink sink = {&load, sink_rows, sink_progress};
+    struct stream_stats stats = {0};
     struct report read_report = {0};
-    int rc = stream_read(extents, n, &sink, NULL, NULL, &read_report);
+    int rc = -ENOMEM;
+    if (extents == NULL || places == NULL) {
+        report_fail(&read_report, INFER_E_OUT_OF_MEMORY, "no memory for the list of tensors");
+    } else {
+        list_extents(g, m->plan, places, extents);
+        rc = stream_read(extents, n, &sink, &options->stream, &stats, &read_report);
+        log_stats(m->name, &stats);
+    }
     free(extents);
+    free(places);
     if (rc < 0 && read_report.code != 0) {
         *report = read_report;
         return -read_report.code;

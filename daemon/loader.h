@@ -8,6 +8,7 @@
 
 #include "backend_load.h"
 #include "engine/engine.h"
+#include "io/stream.h"
 
 struct loader_options {
     uint32_t n_context;      /* longest sequence; 0: the model's own, or what memory holds */
@@ -15,6 +16,7 @@ struct loader_options {
     uint64_t state_memory;   /* bytes for sequence state; 0: derived */
     uint32_t k_type, v_type; /* enum infer_type */
     uint64_t memory_available;
+    struct stream_options stream; /* how the file is read; zeros: the defaults */
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_ctx;
 };

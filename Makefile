@@ -5,6 +5,7 @@
 #   make check      all tests, also under sanitizers, with both compilers (likewise)
 #   make check-layers, check-format, check-unit     parts of it
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
+#   make bench-load                   how fast weights load, beside fio and llama.cpp
 #   make clean
 #
 # SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
@@ -179,13 +180,19 @@ $(B)/tests/bench/bench_kernels: $(O)/tests/bench/bench_kernels.o $(O)/kernels/re
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $^ -ldl -lm
 
+# The weight streamer alone, and the daemon from outside.
+$(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(call room_archive,io) $(call room_archive,base) $(B)/libinferclient.so
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -L$(B) -linferclient -lcmocka -luring -lpthread -lm
+
 $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve
+.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load
 tests: all $(unit_tests) $(kernel_tests) $(system_tests)
 
 check-unit: tests
@@ -220,6 +227,8 @@ bench: all
 	tests/bench/run.sh
 bench-serve: all
 	tests/bench/serve.sh
+bench-load: all
+	tests/bench/load.sh
 
 clean:
 	rm -rf build

@@ -132,8 +132,8 @@ int past_check(const struct engine_past *past, const struct engine_model *m,
     if (past->n_slid > 0 &&
         (w.asked != past->window.asked || w.asked_sinks != past->window.asked_sinks))
         return report_fail(report, INFER_E_BAD_PARAMETER,
-                           "the conversation's window of %u tokens with %u sinks has slid, it "
-                           "cannot become one of %u with %u",
+                           "the conversation's window of %u tokens with %u sinks has slid; ask for "
+                           "that one again, not for %u with %u",
                            past->window.asked, past->window.asked_sinks, w.asked, w.asked_sinks);
     return 0;
 }

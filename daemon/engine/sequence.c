@@ -225,10 +225,9 @@ uint32_t engine_sequence_begin(struct engine_sequence *s)
         return 0;
     assert(s->n_cached == 0 && s->state.n_tokens == 0);
     if (s->kind == ENGINE_GENERATE) {
-        uint64_t most = s->n_tokens - 1; /* the last row must run: it draws the next token */
-        if (s->window.rows > 0 && most > s->window.rows)
-            most = s->window.rows;
-        kv_sequence_match(s->model->pool, &s->state, s->tokens, (uint32_t)most);
+        /* The last row must run: it draws the next token. A window's list of pages holds no more
+         * than the rows before its first slide. */
+        kv_sequence_match(s->model->pool, &s->state, s->tokens, (uint32_t)(s->n_tokens - 1));
         window_own(s);
     }
     return begun_with(s, s->state.n_tokens);

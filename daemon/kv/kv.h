@@ -94,8 +94,9 @@ int kv_sequence_init(const struct kv_pool *pool, struct kv_sequence *s, uint32_t
                      uint64_t domain);
 
 /* Lets a sequence that holds nothing take the longest published prefix of tokens[0 .. n_tokens) in
- * its domain. Returns the rows it has now: a multiple of page_tokens, at most n_tokens. To draw a
- * token from the last row of a prompt that row must be run, so pass one less than the prompt's. */
+ * its domain, as far as its list has room. Returns the rows it has now: a multiple of page_tokens,
+ * at most n_tokens. To draw a token from the last row of a prompt that row must be run, so pass one
+ * less than the prompt's. */
 uint32_t kv_sequence_match(struct kv_pool *pool, struct kv_sequence *s, const int32_t *tokens,
                            uint32_t n_tokens);
 

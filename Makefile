@@ -137,11 +137,13 @@ kernel_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/kernel/test_*
 system_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/golden/test_*.c tests/hostile/test_*.c tests/integration/test_*.c))
 script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh)
 test_cflags := -std=gnu11 -Itests -Idaemon -Ikernels -Wno-missing-prototypes
-# test_arch goes below the daemon: file to logits through model/ and a backend.
-$(B)/tests/golden/test_arch: $(O)/tests/golden/test_arch.o $(call room_archive,model) $(call room_archive,base) | $(backend_libs)
+# test_arch and test_window go below the daemon: through model/, and engine/, to a backend.
+$(B)/tests/golden/test_arch: $(call room_archive,model) $(call room_archive,base)
+$(B)/tests/golden/test_window: $(foreach r,engine kv model base,$(call room_archive,$(r)))
+$(B)/tests/golden/test_arch $(B)/tests/golden/test_window: $(B)/tests/golden/test_%: $(O)/tests/golden/test_%.o | $(backend_libs)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
-	$(Q)$(CC) $(ldflags) -o $@ $< -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(daemon_libs)
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(daemon_libs)
 
 support_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/support/*.c))
 

@@ -1,6 +1,9 @@
-/* answer.c: one generated answer: from the options to a request, from its events to text on the
+/* answer.c: what a request generates: from the options to a request, from its events to text on the
  * screen and figures for JSON. prompt and chat are built on it.
  *
+ * One answer is printed as it comes. Of several, which come at the same time, each is gathered and
+ * printed when it and those before it are complete; what an interrupt or an error cut short comes
+ * at the end.
  * Text is flushed whenever no further event is waiting, so that tokens appear as they come but a
  * fast stream costs one write for many. Ctrl-C is looked at between events and every WAIT_MS. */
 #include "ctl.h"
@@ -37,6 +40,12 @@ void answer_request(const struct ctl *ctl, struct infer_request *ret_request)
     ret_request->sampling = o->sampling;
     ret_request->priority = o->priority;
     ret_request->deadline_ms = (uint32_t)ceil((double)o->deadline * 1e3);
+    ret_request->n_answers = o->answers;
+    ret_request->window = o->window;
+    ret_request->sinks = o->sinks;
+    ret_request->keep = o->keep != 0;
+    ret_request->conversation = o->conversation;
+    ret_request->wait = o->wait != 0;
 }
 
 void answer_done(struct answer *answer)
@@ -46,6 +55,9 @@ void answer_done(struct answer *answer)
     json_decref(answer->ids);
     json_decref(answer->logprobs);
     free(answer->detail);
+    for (uint32_t i = 0; i < answer->n_each; i++)
+        answer_done(&answer->each[i]);
+    free(answer->each);
     memset(answer, 0, sizeof *answer);
 }
 
@@ -80,6 +92,7 @@ static void add_token(struct answer *answer, const struct infer_event *event)
 
 static void take_done(struct answer *answer, const struct infer_event *event)
 {
+    answer->complete = true;
     answer->error = event->error;
     answer->finish = event->finish;
     answer->n_prompt = event->n_prompt;
@@ -141,23 +154,57 @@ static void show_waiting(struct waiting *waiting)
     waiting->drawn_at = now;
 }
 
+/* ---- several answers ------------------------------------------------------------------------- */
+
+static void print_one(const struct answer *one, uint32_t number, uint32_t n)
+{
+    printf("%s%sanswer %u of %u%s\n", number > 1 ? "\n" : "", term_style(stdout, TERM_BOLD), number,
+           n, term_style(stdout, TERM_PLAIN));
+    term_write(stdout, one->text.n ? one->text.bytes : "", one->text.n);
+    if (one->text.n == 0 || one->text.bytes[one->text.n - 1] != '\n')
+        putchar('\n');
+}
+
+/* Prints those that are complete and whose turn it is; with `rest` all that there is. */
+static void print_each(struct answer *answer, bool rest)
+{
+    for (; answer->n_printed < answer->n_each; answer->n_printed++) {
+        const struct answer *one = &answer->each[answer->n_printed];
+        if (!one->complete && !rest)
+            break;
+        if (one->complete || one->text.n > 0)
+            print_one(one, answer->n_printed + 1, answer->n_each);
+    }
+}
+
 /* ---- events ---------------------------------------------------------------------------------- */
 
 static void take_event(struct answer *answer, const struct infer_event *event, bool stream)
 {
+    /* The library gives no event of an answer that was not asked for. */
+    struct answer *one = answer->each ? &answer->each[event->answer] : answer;
+
     switch (event->kind) {
+    case INFER_EVENT_QUEUED:
+        answer->id = event->id;
+        break;
     case INFER_EVENT_PROMPT:
         for (size_t i = 0; answer->prompt_ids && i < event->n_tokens; i++)
             json_array_append_new(answer->prompt_ids, json_integer(event->tokens[i]));
         break;
     case INFER_EVENT_TOKEN:
-        add_text(answer, event, stream);
-        add_token(answer, event);
+        add_text(one, event, stream && !answer->each);
+        add_token(one, event);
+        break;
+    case INFER_EVENT_ANSWER:
+        take_done(one, event);
+        if (stream)
+            print_each(answer, false);
         break;
     case INFER_EVENT_DONE:
         take_done(answer, event);
         break;
-    default: /* QUEUED, which gather() took; and whatever a newer library may tell */
+    default: /* whatever a newer library may tell */
         break;
     }
 }
@@ -213,6 +260,16 @@ static int gather(struct ctl *ctl, uint32_t id, bool stream, struct answer *answ
     }
 }
 
+static void begin(const struct ctl *ctl, const struct infer_request *request, struct answer *answer)
+{
+    answer->ends_line = true;
+    if (!ctl->options.json)
+        return;
+    answer->ids = json_array();
+    if (request->sampling.logprobs)
+        answer->logprobs = json_array();
+}
+
 int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream,
                struct answer *ret_answer)
 {
@@ -221,18 +278,30 @@ int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream
     int r;
 
     memset(ret_answer, 0, sizeof *ret_answer);
-    ret_answer->ends_line = true;
-    if (ctl->options.json) {
+    begin(ctl, request, ret_answer);
+    if (ctl->options.json)
         ret_answer->prompt_ids = json_array();
-        ret_answer->ids = json_array();
-        if (request->sampling.logprobs)
-            ret_answer->logprobs = json_array();
+    if (request->n_answers > 1) {
+        /* More than that the daemon refuses. */
+        ret_answer->n_each =
+            request->n_answers < INFER_ANSWERS_MAX ? request->n_answers : INFER_ANSWERS_MAX;
+        ret_answer->each = ctl_alloc(ret_answer->n_each * sizeof *ret_answer->each);
+        memset(ret_answer->each, 0, ret_answer->n_each * sizeof *ret_answer->each);
+        for (uint32_t i = 0; i < ret_answer->n_each; i++)
+            begin(ctl, request, &ret_answer->each[i]);
     }
     r = infer_submit(ctl->conn, request, &id);
     if (r < 0)
         return r;
     r = gather(ctl, id, stream, ret_answer, &waiting);
     forget_waiting(&waiting);
+    for (uint32_t i = 0; i < ret_answer->n_each; i++) { /* cut short by what ended all */
+        struct answer *one = &ret_answer->each[i];
+        one->finish = one->complete ? one->finish : ret_answer->finish;
+        one->error = one->complete ? one->error : ret_answer->error;
+    }
+    if (stream)
+        print_each(ret_answer, true);
     return r;
 }
 
@@ -270,19 +339,13 @@ void answer_print_timings(FILE *to, const struct answer *answer)
             infer_finish_name(answer->finish), term_style(to, TERM_PLAIN));
 }
 
-json_t *answer_json(const struct answer *answer, const char *model)
+/* How it ended, and its figures. */
+static void add_end(json_t *root, const struct answer *answer)
 {
-    json_t *root = json_object();
     bool failed = answer->error && answer->finish != INFER_FINISH_CANCEL;
     uint32_t finish = failed ? (uint32_t)INFER_FINISH_ERROR : answer->finish;
 
-    json_object_set_new(root, "text", output_json_text(answer->text.bytes, answer->text.n));
-    json_object_set(root, "prompt_ids", answer->prompt_ids);
-    json_object_set(root, "ids", answer->ids);
-    if (answer->logprobs)
-        json_object_set(root, "logprobs", answer->logprobs);
     json_object_set_new(root, "finish", json_string(infer_finish_name(finish)));
-    json_object_set_new(root, "model", output_json_text(model, strlen(model)));
     if (failed) {
         const char *detail = answer->detail ? answer->detail : "";
         json_object_set_new(root, "error",
@@ -303,5 +366,46 @@ json_t *answer_json(const struct answer *answer, const char *model)
                   output_json_number(rate(prefill_tokens(answer), answer->prefill_us)),
                   "tokens_per_second",
                   output_json_number(rate(decode_steps(answer), answer->decode_us))));
+}
+
+static void add_said(json_t *root, const struct answer *answer)
+{
+    json_object_set_new(root, "text", output_json_text(answer->text.bytes, answer->text.n));
+    json_object_set(root, "ids", answer->ids);
+    if (answer->logprobs)
+        json_object_set(root, "logprobs", answer->logprobs);
+}
+
+/* Each with the seed that gives it alone, as a string: JSON's numbers do not hold 64 bits. */
+static json_t *each_json(const struct answer *answer, uint64_t seed)
+{
+    json_t *array = json_array();
+
+    for (uint32_t i = 0; i < answer->n_each; i++) {
+        json_t *one = json_object();
+        char digits[24];
+        add_said(one, &answer->each[i]);
+        if (seed) {
+            snprintf(digits, sizeof digits, "%llu", (unsigned long long)infer_answer_seed(seed, i));
+            json_object_set_new(one, "seed", json_string(digits));
+        }
+        add_end(one, &answer->each[i]);
+        json_array_append_new(array, one);
+    }
+    return array;
+}
+
+json_t *answer_json(const struct answer *answer, const char *model, uint64_t seed)
+{
+    json_t *root = json_object();
+
+    if (answer->each)
+        json_object_set_new(root, "answers", each_json(answer, seed));
+    else
+        add_said(root, answer);
+    json_object_set(root, "prompt_ids", answer->prompt_ids);
+    json_object_set_new(root, "model",
+                        model ? output_json_text(model, strlen(model)) : json_null());
+    add_end(root, answer);
     return root;
 }

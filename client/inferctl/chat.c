@@ -1,9 +1,15 @@
-/* chat.c: `inferctl chat`: a conversation, which is a list of messages sent anew with each turn.
+/* chat.c: `inferctl chat`: a conversation, which the daemon keeps, so that a turn sends no more
+ * than the new message.
  *
- * Owns: the messages. The daemon keeps nothing between turns but its prefix cache, so /reset and
- * /load are matters of this list alone. Invariant: after the optional system message, user and
- * assistant take turns; a question whose answer failed is taken back. On a terminal, errors are
- * printed and the conversation goes on; from a pipe, the first error ends it with its status. */
+ * Owns: the messages, all of them: they are what /save writes, and what is sent anew whenever the
+ * daemon has no conversation of ours: at first, after /reset, /system and /load, when it has
+ * forgotten it (NOT_FOUND) or was started again, or never keeps any. Invariants: after the optional
+ * system message, user and assistant take turns; a question whose answer failed is taken back.
+ * When `conversation` is not 0, it holds what all messages say but for a question that has not been
+ * answered yet; whenever that may not be so, it is dropped.
+ *
+ * On a terminal, errors are printed and the conversation goes on; from a pipe, the first error ends
+ * it with its status. */
 #include "ctl.h"
 
 #include <ctype.h>
@@ -12,13 +18,18 @@
 #include <string.h>
 
 #define CHAT_FILE_MAX INFER_REQUEST_BYTES_MAX
+#define CHAT_START_US 1000000u /* two starts of daemons lie further apart */
 
 struct chat {
     struct ctl *ctl;
     struct infer_message *messages; /* role is static, content is ours */
     size_t n, capacity;
     bool interactive, quit;
-    struct answer last; /* figures of the last answer */
+    bool resends;             /* this daemon or model keeps no conversation: do not ask again */
+    uint64_t conversation;    /* 0: the daemon has none of ours */
+    uint32_t daemon_pid;      /* of the daemon that has it, and its start by CLOCK_MONOTONIC: */
+    uint64_t daemon_start_us; /* another one may have given the same id to something else */
+    struct answer last;       /* figures of the last answer */
     uint32_t n_turns;
     uint64_t n_prompt, n_generated;
 };
@@ -70,6 +81,80 @@ static void set_system(struct chat *chat, const char *text)
     chat->messages[0] = own;
 }
 
+/* ---- the daemon's copy ----------------------------------------------------------------------- */
+
+/* Who is the daemon? false: it does not tell. */
+static bool daemon_identity(const struct chat *chat, uint32_t *ret_pid, uint64_t *ret_start_us)
+{
+    static struct infer_page page; /* too large for a stack that others also use */
+
+    if (infer_read_page(chat->ctl->conn, &page) < 0)
+        return false;
+    *ret_pid = page.status.pid;
+    *ret_start_us = page.written_us - page.status.uptime_us;
+    return true;
+}
+
+/* The daemon is to forget it, or has; if it cannot be told, it will after some hours. */
+static void drop_conversation(struct chat *chat)
+{
+    if (chat->conversation)
+        (void)infer_forget(chat->ctl->conn, chat->conversation);
+    chat->conversation = 0;
+}
+
+/* Drops it when it was another daemon that had it. */
+static void check_daemon(struct chat *chat)
+{
+    uint32_t pid;
+    uint64_t start_us, apart;
+
+    if (!chat->conversation)
+        return;
+    if (!daemon_identity(chat, &pid, &start_us)) {
+        chat->conversation = 0;
+        return;
+    }
+    apart = start_us > chat->daemon_start_us ? start_us - chat->daemon_start_us
+                                             : chat->daemon_start_us - start_us;
+    if (pid != chat->daemon_pid || apart > CHAT_START_US)
+        chat->conversation = 0;
+}
+
+/* After an answer: does the daemon have what our messages say? What an error or an interrupt cut
+ * short before a token, or an end that was not waited for, it may have or not. */
+static void note_conversation(struct chat *chat, const struct answer *answer)
+{
+    bool whole = answer->complete && !answer->error &&
+                 (answer->finish != INFER_FINISH_CANCEL || answer->n_generated > 0);
+
+    if (chat->resends)
+        return;
+    if (!chat->conversation && answer->id != 0 &&
+        daemon_identity(chat, &chat->daemon_pid, &chat->daemon_start_us))
+        chat->conversation = answer->id;
+    if (!whole)
+        drop_conversation(chat);
+}
+
+/* The daemon refused because of the conversation: is there another way to say it? */
+static bool say_it_anew(struct chat *chat, const struct answer *answer)
+{
+    bool gone = answer->error == INFER_E_NOT_FOUND || answer->error == INFER_E_CONVERSATION;
+    /* A template may not tell where a turn ends; an older daemon keeps nothing. */
+    bool never = answer->error == INFER_E_UNSUPPORTED ||
+                 (answer->error == INFER_E_NO_TEMPLATE && chat->conversation);
+
+    if (chat->resends || answer->interrupted || answer->n_generated > 0 ||
+        !(never || (gone && chat->conversation)))
+        return false;
+    if (!gone)
+        drop_conversation(chat);
+    chat->conversation = 0;
+    chat->resends = never;
+    return true;
+}
+
 /* ---- what is typed with a slash -------------------------------------------------------------- */
 
 static void remark(const struct chat *chat, const char *text)
@@ -81,6 +166,7 @@ static void remark(const struct chat *chat, const char *text)
 static int do_reset(struct chat *chat, const char *argument)
 {
     drop_messages(chat, system_messages(chat));
+    drop_conversation(chat);
     remark(chat, "the conversation starts over");
     return 0;
 }
@@ -88,6 +174,7 @@ static int do_reset(struct chat *chat, const char *argument)
 static int do_system(struct chat *chat, const char *argument)
 {
     set_system(chat, argument);
+    drop_conversation(chat);
     remark(chat, argument[0] ? "system message set" : "no system message");
     return 0;
 }
@@ -157,6 +244,7 @@ static int do_load(struct chat *chat, const char *argument)
         return ctl_error("'%s' holds no conversation that /save wrote", argument);
     }
     drop_messages(chat, 0);
+    drop_conversation(chat);
     for (size_t i = 0; i < json_array_size(messages); i++) {
         json_t *message = json_array_get(messages, i);
         const char *content = json_string_value(json_object_get(message, "content"));
@@ -170,8 +258,11 @@ static int do_load(struct chat *chat, const char *argument)
 
 static int do_stats(struct chat *chat, const char *argument)
 {
-    printf("%u answers, %llu prompt tokens, %llu answer tokens, %zu messages\n", chat->n_turns,
+    printf("%u answers, %llu prompt tokens, %llu answer tokens, %zu messages", chat->n_turns,
            (unsigned long long)chat->n_prompt, (unsigned long long)chat->n_generated, chat->n);
+    if (chat->conversation)
+        printf(", conversation %llu", (unsigned long long)chat->conversation);
+    putchar('\n');
     if (chat->n_turns > 0) {
         fputs("last: ", stdout);
         answer_print_timings(stdout, &chat->last);
@@ -261,29 +352,50 @@ static void count_answer(struct chat *chat, struct answer *answer)
     chat->n_generated += answer->n_generated;
 }
 
+/* Sends the last message, with those before it unless the daemon has them, and prints the answer;
+ * as answer_run(). */
+static int run_turn(struct chat *chat, struct answer *ret_answer)
+{
+    struct infer_request request;
+    size_t known;
+    int r;
+
+    check_daemon(chat);
+    for (;;) {
+        known = chat->conversation ? chat->n - 1 : 0;
+        answer_request(chat->ctl, &request);
+        request.messages = chat->messages + known;
+        request.n_messages = chat->n - known;
+        request.keep = !chat->resends;
+        request.conversation = chat->conversation;
+        request.priority = INFER_PRIORITY_INTERACTIVE; /* somebody sits there */
+        r = answer_run(chat->ctl, &request, true, ret_answer);
+        if (r < 0 || !say_it_anew(chat, ret_answer))
+            return r;
+        answer_done(ret_answer);
+    }
+}
+
 /* Says the line and prints the answer; both are remembered unless the answer failed. */
 static int take_turn(struct chat *chat, const char *text)
 {
-    struct infer_request request;
     struct answer answer;
     int r, status = 0;
 
     if (chat->n + 2 > INFER_MESSAGES_MAX)
         return ctl_error("the conversation has %zu messages, which is the most; /reset", chat->n);
     add_message(chat, "user", text, strlen(text));
-    answer_request(chat->ctl, &request);
-    request.messages = chat->messages;
-    request.n_messages = chat->n;
-    request.priority = INFER_PRIORITY_INTERACTIVE; /* somebody sits there */
     term_interrupts_forget();
-    r = answer_run(chat->ctl, &request, true, &answer);
+    r = run_turn(chat, &answer);
     if (!answer.ends_line)
         putchar('\n');
     if (r < 0) {
         drop_messages(chat, chat->n - 1);
+        chat->conversation = 0;
         answer_done(&answer);
         return ctl_fail_conn(chat->ctl, r);
     }
+    note_conversation(chat, &answer);
     status = ctl_finish_output(0);
     if (answer.error && !answer.interrupted) {
         drop_messages(chat, chat->n - 1);
@@ -362,6 +474,8 @@ int chat_command(struct ctl *ctl)
 
     if (ctl->n_operands > 0)
         return ctl_usage(ctl, "unexpected argument '%s'", ctl->operands[0]);
+    if (ctl->options.sinks && !ctl->options.window)
+        return ctl_usage(ctl, "--sinks goes with --window");
     status = ctl_connect(ctl);
     if (status)
         return status;
@@ -375,6 +489,7 @@ int chat_command(struct ctl *ctl)
     status = greet(&chat);
     if (!status)
         status = converse(&chat, reader);
+    drop_conversation(&chat);
     drop_messages(&chat, 0);
     free(chat.messages);
     answer_done(&chat.last);

@@ -37,7 +37,8 @@ enum ctl_bit {
     CTL_TOP = 1u << 9,
     CTL_PS = 1u << 10,
     CTL_CANCEL = 1u << 11,
-    CTL_EVERY = (1u << 12) - 1u,
+    CTL_FORGET = 1u << 12,
+    CTL_EVERY = (1u << 13) - 1u,
 };
 
 struct ctl_options {
@@ -56,6 +57,10 @@ struct ctl_options {
     /* when to run */
     uint32_t priority; /* enum infer_priority */
     float deadline;    /* seconds; 0: none */
+    uint32_t wait;     /* over a limit: wait in line */
+    /* how many answers, how long, in which conversation */
+    uint32_t answers, window, sinks, keep;
+    uint64_t conversation; /* 0: none */
     /* top */
     float interval; /* seconds */
     uint32_t once;
@@ -94,6 +99,7 @@ int bench_command(struct ctl *ctl);
 int top_command(struct ctl *ctl);
 int ps_command(struct ctl *ctl);
 int cancel_command(struct ctl *ctl);
+int forget_command(struct ctl *ctl);
 
 /* ---- options.c: the one option table --------------------------------------------------------- */
 
@@ -217,31 +223,39 @@ void term_interrupt_watch(bool hard);
 unsigned term_interrupts(void);
 void term_interrupts_forget(void);
 
-/* ---- answer.c: one generated answer, streamed ------------------------------------------------ */
+/* ---- answer.c: what a request generates ------------------------------------------------------ */
 
 struct answer {
     struct ctl_buffer text;
     json_t *prompt_ids, *ids, *logprobs; /* arrays, when JSON is wanted; else NULL */
     bool ends_line;                      /* the text printed so far ends with a newline */
     bool interrupted;
-    int error; /* positive code of the DONE event */
+    bool complete; /* DONE, or of one of several ANSWER, has come */
+    uint64_t id;   /* daemon-wide, once it was queued */
+    int error;     /* positive code of the event that completed it */
     char *detail;
     uint32_t finish;
     uint32_t n_prompt, n_generated, n_cached;
     uint64_t queue_us, prefill_us, decode_us;
+    /* Of several answers: each of them. What stands above is the whole request's then, without
+     * text. */
+    struct answer *each;
+    uint32_t n_each, n_printed;
 };
 
 /* Fills what the options say about sampling, stops and biases; input is the caller's. */
 void answer_request(const struct ctl *ctl, struct infer_request *ret_request);
 
-/* Submits and gathers until DONE; prints text as it comes when stream is set. 0 when DONE came
- * (ret_answer->error tells how it went), or a negative code. answer_done() in either case. */
+/* Submits and gathers until DONE; prints text as it comes when stream is set, several answers one
+ * after another, each when it is complete. 0 when DONE came (ret_answer->error tells how it went),
+ * or a negative code. answer_done() in either case. */
 int answer_run(struct ctl *ctl, const struct infer_request *request, bool stream,
                struct answer *ret_answer);
 void answer_done(struct answer *answer);
 /* One line of timings on standard error. */
 void answer_print_timings(FILE *to, const struct answer *answer);
-json_t *answer_json(const struct answer *answer, const char *model);
+/* model: NULL when it is not known; seed: as asked for, 0: none. */
+json_t *answer_json(const struct answer *answer, const char *model, uint64_t seed);
 
 /* ---- line.c: a line from the user ------------------------------------------------------------ */
 

@@ -13,7 +13,8 @@ static const struct ctl_command commands[] = {
      "Applies the model's chat template to TEXT and prints the answer as it comes. TEXT is the\n"
      "arguments joined by blanks, --file, or standard input ('-', or when it is piped; without\n"
      "--raw one newline at its end is dropped). Ctrl-C cancels the answer.\n"
-     "With --json, one object is printed at the end.\n",
+     "With --json, one object is printed at the end. Several answers (--answers) are printed one\n"
+     "after another, each when it and those before it are complete.\n",
      prompt_command},
     {"chat", CTL_CHAT, "[OPTION]...", "hold a conversation",
      "Reads a line, prints the answer, and remembers both. A line that ends in a backslash goes\n"
@@ -36,6 +37,10 @@ static const struct ctl_command commands[] = {
      "Ends the requests with these ids, as 'inferctl ps' lists them: your own, or anybody's for\n"
      "root and the user that the daemon runs as.\n",
      cancel_command},
+    {"forget", CTL_FORGET, "[OPTION]... ID...", "end conversations that the daemon keeps",
+     "Ends the conversations with these ids, which 'inferctl prompt --keep' told: the daemon\n"
+     "forgets their tokens and state. One that nobody continues ends by itself after some hours.\n",
+     forget_command},
     {"models", CTL_MODELS, "[OPTION]...", "list the models that are served",
      "Prints a line for each model.\n", models_command},
     {"tokenize", CTL_TOKENIZE, "[OPTION]... [TEXT...|-]", "turn text into token ids",

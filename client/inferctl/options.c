@@ -30,6 +30,7 @@ enum option_kind {
     OPTION_STOP,       /* appended to stops */
     OPTION_BIAS,       /* appended to biases */
     OPTION_PRIORITY,   /* uint32_t, by name */
+    OPTION_ID,         /* uint64_t, not 0 */
 };
 
 struct option_row {
@@ -85,6 +86,12 @@ static const struct option_row option_rows[] = {
     {"repeats", 'r', OPTION_U32, AT(repeats), CTL_BENCH, "N", "how often each is measured (5)"},
     {"priority", 0, OPTION_PRIORITY, AT(priority), CTL_PROMPT, "CLASS", "interactive, normal or batch: whose turn is first (normal)"},
     {"deadline", 0, OPTION_FLOAT, AT(deadline), CTL_PROMPT, "SECONDS", "give up unless the answer starts within SECONDS; 0: wait (0)"},
+    {"wait", 0, OPTION_FLAG, AT(wait), ANSWER, NULL, "over a limit of yours: wait in line instead of failing"},
+    {"answers", 0, OPTION_U32, AT(answers), CTL_PROMPT, "N", "give N answers to the one prompt (1)"},
+    {"window", 0, OPTION_U32, AT(window), ANSWER, "N", "endless: beyond N tokens the oldest leave; 0: off (0)"},
+    {"sinks", 0, OPTION_U32, AT(sinks), ANSWER, "N", "with --window: the first N tokens stay (4)"},
+    {"keep", 0, OPTION_FLAG, AT(keep), CTL_PROMPT, NULL, "the daemon keeps prompt and answer, to be continued"},
+    {"continue", 0, OPTION_ID, AT(conversation), CTL_PROMPT, "ID", "go on with the conversation that --keep told"},
     {"interval", 0, OPTION_FLOAT, AT(interval), CTL_TOP, "SECONDS", "time between two looks (1)"},
     {"once", 0, OPTION_FLAG, AT(once), CTL_TOP, NULL, "print the table once"},
     {"verbose", 'v', OPTION_FLAG, AT(verbose), ANSWER, NULL, "print timings on standard error at the end"},
@@ -214,6 +221,16 @@ static int store_priority(struct ctl *ctl, const char *value)
     return ctl_usage(ctl, "--priority takes interactive, normal or batch, not '%s'", value);
 }
 
+static int store_id(struct ctl *ctl, const struct option_row *row, const char *value)
+{
+    uint64_t id;
+
+    if (!parse_unsigned(value, UINT64_MAX, &id) || id == 0)
+        return ctl_usage(ctl, "--%s takes the number that --keep told, not '%s'", row->name, value);
+    memcpy((char *)&ctl->options + row->offset, &id, sizeof id);
+    return 0;
+}
+
 static int store(struct ctl *ctl, const struct option_row *row, const char *value)
 {
     struct ctl_options *o = &ctl->options;
@@ -250,6 +267,8 @@ static int store(struct ctl *ctl, const struct option_row *row, const char *valu
         return 0;
     case OPTION_PRIORITY:
         return store_priority(ctl, value);
+    case OPTION_ID:
+        return store_id(ctl, row, value);
     }
     return 0;
 }

@@ -47,7 +47,7 @@ static const char *user_name(uint32_t uid)
 
 static const char *state_name(uint32_t state)
 {
-    static const char *const names[] = {"", "waiting", "prefill", "decode", "parked"};
+    static const char *const names[] = {"", "waiting", "prefill", "decode", "parked", "preempted"};
 
     return state < sizeof names / sizeof names[0] ? names[state] : "";
 }
@@ -111,12 +111,12 @@ void page_done(struct page_view *view)
     infer_free(view->models);
 }
 
-/* Decodes, prefills, parked, waiting. */
+/* Decodes, prefills, parked, preempted, waiting. */
 static int rank(const struct infer_page_sequence *s)
 {
-    static const int ranks[] = {4, 3, 1, 0, 2};
+    static const int ranks[] = {5, 4, 1, 0, 2, 3};
 
-    return s->state < sizeof ranks / sizeof ranks[0] ? ranks[s->state] : 5;
+    return s->state < sizeof ranks / sizeof ranks[0] ? ranks[s->state] : 6;
 }
 
 static int compare_sequences(const void *a, const void *b)
@@ -241,7 +241,7 @@ void page_sequence_head(struct ctl_buffer *to, unsigned columns)
     append(to, "%8s %-10s", "ID", "USER");
     if (!narrow)
         append(to, " %8s", "PID");
-    append(to, " %-8s", "STATE");
+    append(to, " %-9s", "STATE");
     if (!narrow)
         append(to, " %-11s", "PRIORITY");
     append(to, " %7s", "PROMPT");
@@ -266,7 +266,7 @@ void page_sequence_line(struct ctl_buffer *to, const struct page_view *view, siz
     snprintf(state, sizeof state, "%s", state_name(s->state));
     if (s->state == INFER_SEQUENCE_WAITING)
         snprintf(state, sizeof state, "wait %u", s->position);
-    append(to, " %-8s", state);
+    append(to, " %-9s", state);
     if (!narrow)
         append(to, " %-11s", options_priority_name(s->priority));
     append(to, " %7u", s->n_prompt);

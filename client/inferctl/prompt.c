@@ -1,4 +1,4 @@
-/* prompt.c: `inferctl prompt`: one question, one answer.
+/* prompt.c: `inferctl prompt`: one question, one answer or several.
  *
  * Plain output is the answer's text as it comes and a newline where it has none at its end;
  * --json prints one object when the answer is complete, also when it failed on the way. */
@@ -24,6 +24,12 @@ static int check_options(const struct ctl *ctl)
         return ctl_usage(ctl, "give either --ids or a text");
     if ((o->raw || o->ids) && o->system)
         return ctl_usage(ctl, "--system needs the chat template, which --raw and --ids leave out");
+    if (o->answers > 1 && (o->keep || o->conversation))
+        return ctl_usage(ctl, "a conversation goes on with one answer; leave out --answers");
+    if (o->system && o->conversation)
+        return ctl_usage(ctl, "--system goes with the first question of a conversation");
+    if (o->sinks && !o->window)
+        return ctl_usage(ctl, "--sinks goes with --window");
     if (o->special && !o->raw)
         return ctl_usage(ctl, "--special goes with --raw");
     if (!(o->deadline >= 0 && o->deadline <= DEADLINE_MAX_S))
@@ -87,15 +93,51 @@ static int build_request(const struct ctl *ctl, struct prompt_input *input,
     return 0;
 }
 
+/* Is there something now that can be continued? The daemon keeps what a request said that failed
+ * before its first token as little as that of one which never ran. */
+static bool was_kept(const struct answer *answer)
+{
+    return answer->id != 0 && (answer->n_generated > 0 ||
+                               (answer->error == 0 && answer->finish != INFER_FINISH_CANCEL));
+}
+
+static void tell_conversation(uint64_t id)
+{
+    fflush(stdout);
+    fprintf(stderr, "conversation %llu: continue with --continue %llu\n", (unsigned long long)id,
+            (unsigned long long)id);
+}
+
+static json_t *prompt_json(const struct ctl *ctl, const struct answer *answer, const char *model)
+{
+    const struct ctl_options *o = &ctl->options;
+    json_t *root = answer_json(answer, model, o->sampling.seed);
+    uint64_t id = o->conversation ? o->conversation : answer->id;
+
+    if ((o->keep || o->conversation) && was_kept(answer))
+        json_object_set_new(root, "conversation", json_integer((json_int_t)id));
+    return root;
+}
+
+static void print_timings(const struct answer *answer)
+{
+    for (uint32_t i = 0; i < answer->n_each; i++)
+        answer_print_timings(stderr, &answer->each[i]);
+    if (answer->n_each == 0)
+        answer_print_timings(stderr, answer);
+}
+
 /* The answer, to its exit status. */
 static int ask(struct ctl *ctl, const struct infer_request *request)
 {
-    bool json = ctl->options.json != 0;
+    const struct ctl_options *o = &ctl->options;
+    bool json = o->json != 0;
+    bool unnamed = o->conversation && !o->model; /* the conversation's, which nobody told us */
     struct infer_model model;
     struct answer answer;
     int r, status = 0;
 
-    if (json) {
+    if (json && !unnamed) {
         status = ctl_model(ctl, &model);
         if (status)
             return status;
@@ -108,15 +150,17 @@ static int ask(struct ctl *ctl, const struct infer_request *request)
         return ctl_fail_conn(ctl, r);
     }
     if (json)
-        status = output_json(answer_json(&answer, model.name));
+        status = output_json(prompt_json(ctl, &answer, unnamed ? NULL : model.name));
     else
         status = ctl_finish_output(0);
+    if (!json && o->keep && !o->conversation && !o->quiet && was_kept(&answer))
+        tell_conversation(answer.id);
     if (answer.interrupted)
         status = CTL_EXIT_INTERRUPTED;
     else if (answer.error)
         status = ctl_fail(answer.error, answer.detail);
-    if (ctl->options.verbose)
-        answer_print_timings(stderr, &answer);
+    if (o->verbose)
+        print_timings(&answer);
     answer_done(&answer);
     return status;
 }

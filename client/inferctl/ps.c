@@ -1,4 +1,5 @@
-/* ps.c: `inferctl ps` and `inferctl cancel`: the requests of the daemon, and the end of some. */
+/* ps.c: `inferctl ps`, `cancel` and `forget`: the requests of the daemon, the end of some, and the
+ * end of conversations. */
 #include "page.h"
 
 #include <ctype.h>
@@ -38,7 +39,14 @@ int ps_command(struct ctl *ctl)
     return status;
 }
 
-/* ---- cancel ---------------------------------------------------------------------------------- */
+/* ---- cancel and forget: something ends, by its id -------------------------------------------- */
+
+struct by_id {
+    int (*end)(struct infer_conn *conn, uint64_t id);
+    const char *thing;   /* that the ids are of */
+    const char *outcome; /* JSON's name of success */
+    const char *source;  /* who tells the ids */
+};
 
 static bool parse_id(const char *text, uint64_t *ret)
 {
@@ -52,7 +60,7 @@ static bool parse_id(const char *text, uint64_t *ret)
 }
 
 /* One id, to its exit status; with JSON the outcome goes into the array. */
-static int cancel_one(struct ctl *ctl, const char *word, json_t *outcomes)
+static int end_one(struct ctl *ctl, const struct by_id *by, const char *word, json_t *outcomes)
 {
     char detail[INFER_DETAIL_MAX];
     const char *more;
@@ -60,9 +68,9 @@ static int cancel_one(struct ctl *ctl, const char *word, json_t *outcomes)
     int r;
 
     parse_id(word, &id);
-    r = infer_end(ctl->conn, id);
+    r = by->end(ctl->conn, id);
     if (outcomes) {
-        json_t *outcome = json_pack("{s:I, s:b}", "id", (json_int_t)id, "ended", r == 0);
+        json_t *outcome = json_pack("{s:I, s:b}", "id", (json_int_t)id, by->outcome, r == 0);
         if (r < 0)
             json_object_set_new(outcome, "error", json_string(infer_error_name(r)));
         json_array_append_new(outcomes, outcome);
@@ -74,23 +82,23 @@ static int cancel_one(struct ctl *ctl, const char *word, json_t *outcomes)
     return ctl_fail(r, detail);
 }
 
-int cancel_command(struct ctl *ctl)
+static int end_each(struct ctl *ctl, const struct by_id *by)
 {
     json_t *outcomes;
     uint64_t id;
     int status = 0;
 
     if (ctl->n_operands == 0)
-        return ctl_usage(ctl, "give the ids of requests, as 'inferctl ps' lists them");
+        return ctl_usage(ctl, "give the ids of %ss, as %s them", by->thing, by->source);
     for (size_t i = 0; i < ctl->n_operands; i++)
         if (!parse_id(ctl->operands[i], &id))
-            return ctl_usage(ctl, "'%s' is not the id of a request", ctl->operands[i]);
+            return ctl_usage(ctl, "'%s' is not the id of a %s", ctl->operands[i], by->thing);
     status = ctl_connect(ctl);
     if (status)
         return status;
     outcomes = ctl->options.json ? json_array() : NULL;
     for (size_t i = 0; i < ctl->n_operands; i++) {
-        int one = cancel_one(ctl, ctl->operands[i], outcomes);
+        int one = end_one(ctl, by, ctl->operands[i], outcomes);
         if (!status)
             status = one;
     }
@@ -100,4 +108,19 @@ int cancel_command(struct ctl *ctl)
             status = printed;
     }
     return status;
+}
+
+int cancel_command(struct ctl *ctl)
+{
+    static const struct by_id by = {infer_end, "request", "ended", "'inferctl ps' lists"};
+
+    return end_each(ctl, &by);
+}
+
+int forget_command(struct ctl *ctl)
+{
+    static const struct by_id by = {infer_forget, "conversation", "forgotten",
+                                    "'inferctl prompt --keep' tells"};
+
+    return end_each(ctl, &by);
 }

@@ -8,7 +8,8 @@
  * last one ends first, "aA:I " is token I of answer A. TOKENIZE gives each byte as an id, and so
  * on. A sequence whose ring is full waits for its turn, as in the real daemon. The status page
  * lists every GENERATE ("hang here" as preempted); END takes their ids, which count from 77. A
- * conversation is known by its id and the number of its turns.
+ * conversation is known by its id and the number of its turns; it ends after "lose", and has no
+ * turn for "untold".
  *
  * Threads: its own; the knobs are atomics that the test sets. */
 #ifndef TESTS_UNIT_CLIENT_FAKE_DAEMON_H
@@ -76,7 +77,8 @@ struct fake_daemon {
     struct status_page *status;
     atomic_bool no_pages; /* leave the status page as it is */
     struct fake_talk talks[FAKE_TALKS];
-    atomic_bool forgetful; /* forget all conversations before the next request, once */
+    atomic_bool older;   /* know no conversations */
+    uint64_t started_us; /* 0, but for who asks the status page when the daemon began */
 };
 
 static inline bool fake_says(const struct fake_job *job, const char *text)
@@ -100,6 +102,8 @@ static inline bool fake_done(struct session *s, struct fake_job *job, int error,
     if (job->talk != NULL) {
         job->talk->busy = false;
         job->talk->turns++;
+        if (fake_says(job, "lose"))
+            job->talk->id = 0;
     }
     admit_done(&job->request);
     job->used = false;
@@ -336,7 +340,7 @@ static inline void fake_show(struct fake_daemon *d)
     memset(&page, 0, sizeof page);
     page.status = (struct infer_status){
         .bytes = sizeof page.status, .pid = 42, .version = "0.1", .event_loop = "fake"};
-    page.status.uptime_us = now;
+    page.status.uptime_us = now - d->started_us;
     page.status.n_tokens = now / 1000; /* a thousand a second */
     page.status.tokens_per_s = 1000;
     page.status.n_pages = 100;
@@ -407,6 +411,8 @@ static inline int fake_talk(struct fake_daemon *d, struct fake_job *job)
         abort(); /* a test with too many conversations */
     if (talk == NULL)
         return INFER_E_NOT_FOUND;
+    if (id != 0 && fake_says(job, "untold"))
+        return INFER_E_NO_TEMPLATE;
     if (talk->busy && id != 0)
         return INFER_E_CONVERSATION;
     if (id == 0)
@@ -444,8 +450,8 @@ static inline void fake_take(struct fake_daemon *d, struct fake_session *f,
     if (job->error == 0 && job->request.text.bytes == 3 &&
         memcmp(job->request.text.data, "bad", 3) == 0)
         job->error = INFER_E_UNKNOWN_MODEL;
-    if (atomic_exchange(&d->forgetful, false))
-        memset(d->talks, 0, sizeof d->talks);
+    if (job->error == 0 && d->older && (job->request.flags & INFER_ABI_KEEP) != 0)
+        job->error = INFER_E_UNSUPPORTED;
     if (job->error == 0 && job->request.op == INFER_ABI_GENERATE) {
         job->id = d->next_id++;
         job->error = fake_talk(d, job);

@@ -204,7 +204,7 @@ static void test_ps(void **state)
     out_has("\n      77 ");
     if (me != NULL)
         out_has(me->pw_name);
-    out_has(" decode   batch ");
+    out_has(" decode    batch ");
     out_has(" two\n");
     assert_null(strchr(run.out, '\033'));
     assert_int_equal(INFERCTL("ps", "--json"), 0);
@@ -222,12 +222,12 @@ static void test_cancel(void **state)
 {
     struct guest g = invite();
     assert_int_equal(INFERCTL("cancel", "999999"), 4);
-    err_has("inferctl: no such request: 999999\n");
+    err_has("inferctl: no such request or conversation; it may be over: 999999\n");
     assert_int_equal(INFERCTL("cancel", "0"), 4);
     assert_int_equal(INFERCTL("cancel", "5", g.id, "6"), 4); /* the others do not hinder it */
     assert_true(was_ended(&g));
-    err_has("request: 5\n");
-    err_has("request: 6\n");
+    err_has("it may be over: 5\n");
+    err_has("it may be over: 6\n");
     infer_close(g.conn);
 
     g = invite();
@@ -243,6 +243,206 @@ static void test_cancel(void **state)
     assert_int_equal(INFERCTL("cancel", "1", "x"), 2);
     assert_int_equal(INFERCTL("cancel", "99999999999999999999"), 2);
     assert_int_equal(INFERCTL("cancel", "-1"), 2);
+}
+
+/* ---- several answers, windows, conversations ------------------------------------------------- */
+
+static void test_several_answers(void **state)
+{
+    assert_int_equal(INFERCTL("prompt", "--answers", "3", "count:1"), 0);
+    assert_string_equal(run.out, "answer 1 of 3\na0:0 a0:1 a0:2 \n\n"
+                                 "answer 2 of 3\na1:0 a1:1 \n\n"
+                                 "answer 3 of 3\na2:0 \n");
+    assert_string_equal(run.err, "");
+    assert_int_equal(INFERCTL("prompt", "--answers", "1", "--raw", "count:2"), 0);
+    assert_string_equal(run.out, "t0 t1 \n");
+    assert_int_equal(INFERCTL("prompt", "--answers=2", "-v", "count:1"), 0);
+    err_has("answer 2 tokens, 0.1 ms");
+    err_has("answer 1 tokens, 0.1 ms");
+    assert_int_equal(INFERCTL("prompt", "--answers", "65", "count:1"), 4);
+    assert_string_equal(run.out, "");
+    err_has("inferctl: a parameter is out of range");
+
+    assert_int_equal(
+        INFERCTL("prompt", "--json", "--answers", "2", "--seed", "7", "--logprobs", "2", "count:1"),
+        0);
+    out_has("{\"answers\": [{\"text\": \"a0:0 a0:1 \", \"ids\": [0, 1], \"logprobs\": [{\"id\": 0");
+    out_has("\"seed\": \"7\", \"finish\": \"stop\", \"usage\": {\"prompt_tokens\": 7, "
+            "\"completion_tokens\": 2,");
+    char seed[64];
+    snprintf(seed, sizeof seed, "\"seed\": \"%llu\"", (unsigned long long)infer_answer_seed(7, 1));
+    out_has(seed);
+    out_has("}], \"prompt_ids\": [99, 111");
+    out_has("\"completion_tokens\": 3,"); /* of both */
+    assert_null(strstr(run.out, "conversation"));
+    assert_int_equal(INFERCTL("prompt", "--json", "--answers", "2", "count:1"), 0);
+    assert_null(strstr(run.out, "seed"));
+}
+
+/* What an interrupt cuts short is printed as far as it came. */
+static void test_several_answers_interrupted(void **state)
+{
+    start_on_terminal(24, 80, ARGUMENTS("prompt", "--no-color", "--answers", "2", "queue:100"));
+    wait_for("waiting: ", 0);
+    assert_int_equal(write(run.out_fd, "\003", 1), 1);
+    end();
+    assert_int_equal(run.status, 130);
+    assert_null(strstr(run.out, "answer 1"));
+}
+
+static void test_window_and_wait(void **state)
+{
+    assert_int_equal(INFERCTL("prompt", "--window", "256", "--wait", "third"), 0);
+    assert_string_equal(run.out, "answers 1 window 256 sinks 4 conversation 0 wait\n");
+    assert_int_equal(INFERCTL("prompt", "--window", "64", "--sinks", "16", "third"), 0);
+    assert_string_equal(run.out, "answers 1 window 64 sinks 16 conversation 0\n");
+    assert_int_equal(run_piped("third\n", ARGUMENTS("chat", "--window", "80", "--wait")), 0);
+    assert_string_equal(run.out, "answers 1 window 80 sinks 4 conversation 0 keep wait\n");
+    assert_int_equal(INFERCTL("prompt", "--window", "63", "third"), 4);
+    err_has("out of range");
+    assert_int_equal(INFERCTL("prompt", "--sinks", "4", "third"), 2);
+    err_has("--sinks goes with --window");
+    assert_int_equal(run_piped("third\n", ARGUMENTS("chat", "--sinks", "4")), 2);
+}
+
+static void test_keep_and_continue(void **state)
+{
+    assert_int_equal(INFERCTL("prompt", "--keep", "turns"), 0);
+    assert_string_equal(run.out, "conversation 77 turn 0 of 1 messages\n");
+    assert_string_equal(run.err, "conversation 77: continue with --continue 77\n");
+    assert_int_equal(INFERCTL("prompt", "--continue", "77", "turns"), 0);
+    assert_string_equal(run.out, "conversation 77 turn 1 of 1 messages\n");
+    assert_string_equal(run.err, "");
+    assert_int_equal(INFERCTL("prompt", "--continue", "77", "--json", "turns"), 0);
+    out_has("\"conversation\": 77");
+    out_has("\"model\": null");
+    assert_int_equal(INFERCTL("prompt", "--keep", "--json", "-m", "two", "turns"), 0);
+    out_has("\"conversation\": 80");
+    out_has("\"model\": \"two\"");
+    assert_string_equal(run.err, "");
+    assert_int_equal(INFERCTL("prompt", "--keep", "-q", "turns"), 0);
+    assert_string_equal(run.err, "");
+
+    assert_int_equal(INFERCTL("prompt", "--continue", "5", "turns"), 4);
+    err_has("inferctl: no such request or conversation; it may be over");
+    assert_string_equal(run.out, "");
+    assert_int_equal(INFERCTL("prompt", "--keep", "bad"), 4); /* nothing to be continued */
+    assert_null(strstr(run.err, "--continue"));
+    assert_int_equal(INFERCTL("prompt", "--continue", "0", "x"), 2);
+    err_has("--continue takes the number that --keep told, not '0'");
+    assert_int_equal(INFERCTL("prompt", "--continue", "18446744073709551616", "x"), 2);
+    assert_int_equal(INFERCTL("prompt", "--continue", "77", "--answers", "2", "x"), 2);
+    assert_int_equal(INFERCTL("prompt", "--keep", "--answers", "2", "x"), 2);
+    err_has("a conversation goes on with one answer; leave out --answers");
+    assert_int_equal(INFERCTL("prompt", "--continue", "77", "--system", "s", "x"), 2);
+    err_has("--system goes with the first question");
+}
+
+static void test_forget(void **state)
+{
+    assert_int_equal(INFERCTL("prompt", "--keep", "turns"), 0);
+    assert_int_equal(INFERCTL("forget", "5", "77", "6"), 4); /* the others do not hinder it */
+    err_has("it may be over: 5\n");
+    err_has("it may be over: 6\n");
+    assert_int_equal(INFERCTL("prompt", "--continue", "77", "turns"), 4);
+    assert_int_equal(INFERCTL("prompt", "--keep", "turns"), 0);
+    err_has("conversation 79:");
+    assert_int_equal(INFERCTL("forget", "--json", "79"), 0);
+    assert_string_equal(run.out, "[{\"id\": 79, \"forgotten\": true}]\n");
+    assert_int_equal(INFERCTL("forget"), 2);
+    err_has("give the ids of conversations, as 'inferctl prompt --keep' tells them");
+    assert_int_equal(INFERCTL("forget", "x"), 2);
+    err_has("'x' is not the id of a conversation");
+}
+
+/* ---- chat ------------------------------------------------------------------------------------ */
+
+static void test_chat_keeps_its_conversation(void **state)
+{
+    assert_int_equal(run_piped("turns\nturns\n/stats\nturns\n", ARGUMENTS("chat", "--system", "s")),
+                     0);
+    assert_string_equal(
+        run.out, "conversation 77 turn 0 of 2 messages\n"
+                 "conversation 77 turn 1 of 1 messages\n"
+                 "2 answers, 10 prompt tokens, 2 answer tokens, 5 messages, "
+                 "conversation 77\nlast: prompt 5 tokens (0 cached), 0.0 ms, 2500000.0 tokens/s; "
+                 "answer 1 tokens, 0.0 ms; queued 0.0 ms; end: stop\n"
+                 "conversation 77 turn 2 of 1 messages\n");
+    assert_int_equal(INFERCTL("forget", "77"), 4); /* it went with the chat */
+}
+
+/* What changes the messages before the new one needs another conversation. */
+static void test_chat_begins_anew(void **state)
+{
+    char saved[64], script[256];
+    snprintf(saved, sizeof saved, "%s/saved", fake->folder);
+    snprintf(script, sizeof script,
+             "turns\n/reset\nturns\nturns\n/save %s\n/system s\nturns\nturns\n/load %s\nturns\n",
+             saved, saved);
+    assert_int_equal(run_piped(script, ARGUMENTS("chat")), 0);
+    assert_string_equal(run.out, "conversation 77 turn 0 of 1 messages\n"
+                                 "conversation 78 turn 0 of 1 messages\n"
+                                 "conversation 78 turn 1 of 1 messages\n"
+                                 "conversation 80 turn 0 of 6 messages\n"
+                                 "conversation 80 turn 1 of 1 messages\n"
+                                 "conversation 82 turn 0 of 5 messages\n");
+    unlink(saved);
+    for (int i = 0; i < FAKE_TALKS; i++)
+        assert_true(fake->talks[i].id == 0); /* all of them were ended */
+}
+
+static void test_chat_says_it_anew_when_it_was_forgotten(void **state)
+{
+    assert_int_equal(run_piped("turns\nlose\nturns\nturns\n", ARGUMENTS("chat")), 0);
+    assert_string_equal(run.out, "conversation 77 turn 0 of 1 messages\nlose\n"
+                                 "conversation 80 turn 0 of 5 messages\n"
+                                 "conversation 80 turn 1 of 1 messages\n");
+    assert_string_equal(run.err, "");
+
+    fake->older = true; /* a daemon that keeps none is asked once */
+    int before = fake->n_requests;
+    assert_int_equal(run_piped("turns\nturns\n", ARGUMENTS("chat")), 0);
+    assert_string_equal(run.out, "conversation 0 turn 0 of 1 messages\n"
+                                 "conversation 0 turn 0 of 3 messages\n");
+    assert_int_equal(fake->n_requests - before, 1 + 1 + 2); /* models, refused, two */
+    fake->older = false;
+
+    assert_int_equal(run_piped("turns\nuntold\nturns\n", ARGUMENTS("chat")), 0);
+    out_has("untold\nconversation 0 turn 0 of 5 messages\n");
+}
+
+static void test_chat_after_an_error(void **state)
+{
+    start_on_terminal(24, 200, ARGUMENTS("chat", "--no-color"));
+    wait_for("/help lists commands", 0);
+    assert_int_equal(write(run.out_fd, "turns\r", 6), 6);
+    wait_for("conversation 77 turn 0 of 1 messages", 0);
+    assert_int_equal(write(run.out_fd, "bad\r", 4), 4);
+    wait_for("no such model is served", 0);
+    assert_int_equal(write(run.out_fd, "turns\r", 6), 6);
+    wait_for("of 3 messages", 0); /* the question that failed is taken back */
+    assert_int_equal(write(run.out_fd, "\004", 1), 1);
+    end();
+    assert_int_equal(run.status, 0);
+}
+
+/* Another daemon may give the same id to a conversation of somebody else. */
+static void test_chat_notices_another_daemon(void **state)
+{
+    start_on_terminal(24, 200, ARGUMENTS("chat", "--no-color"));
+    wait_for("/help lists commands", 0);
+    assert_int_equal(write(run.out_fd, "turns\r", 6), 6);
+    wait_for("conversation 77 turn 0 of 1 messages", 0);
+    fake_kill(fake);
+    fake->started_us += 3000000;
+    fake_start(fake); /* which knows a conversation 77 */
+    size_t from = run.n_out;
+    assert_int_equal(write(run.out_fd, "turns\r", 6), 6);
+    wait_for("turn 0 of 3 messages", from);
+    assert_int_equal(write(run.out_fd, "\004", 1), 1);
+    end();
+    assert_int_equal(run.status, 0);
+    assert_int_equal(fake->talks[0].turns, 1);
 }
 
 /* ---- the queue ------------------------------------------------------------------------------- */
@@ -448,6 +648,16 @@ int main(void)
     const struct CMUnitTest tests[] = {
         WITH_DAEMON(test_ps),
         WITH_DAEMON(test_cancel),
+        WITH_DAEMON(test_several_answers),
+        WITH_DAEMON(test_several_answers_interrupted),
+        WITH_DAEMON(test_window_and_wait),
+        WITH_DAEMON(test_keep_and_continue),
+        WITH_DAEMON(test_forget),
+        WITH_DAEMON(test_chat_keeps_its_conversation),
+        WITH_DAEMON(test_chat_begins_anew),
+        WITH_DAEMON(test_chat_says_it_anew_when_it_was_forgotten),
+        WITH_DAEMON(test_chat_after_an_error),
+        WITH_DAEMON(test_chat_notices_another_daemon),
         WITH_DAEMON(test_priority_and_deadline),
         WITH_DAEMON(test_waiting_line),
         WITH_DAEMON(test_waiting_line_goes_at_an_interrupt),

@@ -106,7 +106,8 @@ struct infer_request {
     uint32_t deadline_ms; /* fail with DEADLINE unless it starts within this time; 0: wait */
     /* Answers drawn from the one prompt, whose state they share; 0 and 1: one. Answer i is what a
      * request of its own with seed infer_answer_seed(sampling.seed, i) would be. Events tell which
-     * answer they belong to; each ends with an ANSWER event, all of them with DONE. */
+     * answer they belong to; each ends with an ANSWER event, all of them with DONE. One that is
+     * refused, lost or cancelled may end with DONE alone. */
     uint32_t n_answers;
     /* An endless answer (attention sinks and a sliding window, arXiv:2309.17453): when the sequence
      * is `window` tokens long, a quarter of it, the oldest after the first `sinks`, leaves, and the
@@ -184,8 +185,8 @@ struct infer_event {
     uint64_t queue_us, prefill_us, decode_us;
     /* QUEUED */
     uint64_t start_us; /* estimated time until it starts; 0: now, or not known */
-    /* TOKEN, ANSWER */
-    uint32_t answer; /* which of n_answers, from 0 */
+    /* TOKEN, ANSWER: which of n_answers, from 0; DONE: the answer that the error is of */
+    uint32_t answer;
 };
 
 /* The next event of request id (0: of any request), waiting at most timeout_ms (-1: for ever, 0:

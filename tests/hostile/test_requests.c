@@ -115,6 +115,32 @@ static void test_integers_out_of_range(void **state)
     }
 }
 
+static void test_answers_and_windows_out_of_range(void **state)
+{
+    struct infer_request r;
+    request_hello(&r);
+    r.n_answers = INFER_ANSWERS_MAX + 1;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "n_answers is 65");
+    r.n_answers = 2;
+    r.keep = 1;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "n_answers is 2");
+    r.keep = 0;
+    r.conversation = UINT64_MAX;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "n_answers is 2");
+    request_hello(&r);
+    r.window = INFER_WINDOW_MIN - 1;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "window is 63");
+    r.window = INFER_WINDOW_MIN;
+    r.sinks = INFER_WINDOW_MIN / 4 + 1;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "sinks is 17");
+    r.window = 0;
+    assert_refused(&r, INFER_E_BAD_PARAMETER, "sinks is 17");
+    request_hello(&r);
+    r.op = 2; /* a score */
+    r.keep = 1;
+    assert_refused(&r, INFER_E_BAD_REQUEST, "KEEP");
+}
+
 /* The ends of each range are within it. */
 static void test_range_ends(void **state)
 {
@@ -347,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(test_floats_out_of_range),
         TEST(test_integers_out_of_range),
+        TEST(test_answers_and_windows_out_of_range),
         TEST(test_range_ends),
         TEST(test_unknown_model),
         TEST(test_prompt_too_long),

@@ -71,7 +71,7 @@ is "its program got no answer" "$(cat "$folder/two")" ""
 run "$inferctl" cancel "$second"
 is "once only" "$status" 4
 run "$inferctl" cancel "$first" 999999999
-is "an unknown id does not hinder the others" "$status/$err" "4/inferctl: no such request: 999999999"
+is "an unknown id does not hinder the others" "$status/$err" "4/inferctl: no such request or conversation; it may be over: 999999999"
 wait "$one"
 check "and then nothing runs" until_ps '^\[\]$'
 run "$inferctl" prompt --temp 0 -n 4 "tar"

@@ -166,7 +166,7 @@ $(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call ro
 # The daemon's own files stand alone: each is tested with base and what it names here.
 $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
-$(B)/tests/unit/daemon/test_config: $(config_objects)
+$(B)/tests/unit/daemon/test_config $(B)/tests/unit/daemon/test_config_file: $(config_objects)
 $(B)/tests/unit/daemon/test_%: $(O)/tests/unit/daemon/test_%.o $(O)/daemon/%.o $(call room_archive,base)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"

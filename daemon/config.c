@@ -212,6 +212,17 @@ static int settle_model(struct parser *p, struct config_model *m)
     return m->path == NULL ? find_model(p, m) : 0;
 }
 
+/* For --check-config, which opens no model. */
+static int check_model_file(struct parser *p, const struct config_model *m)
+{
+    const struct config_origin *origin =
+        &m->origins[config_find_rule("path", IN_MODEL) - config_rules];
+    if (access(m->path, R_OK) < 0)
+        return config_fail(p, origin->where != NULL ? origin : &m->origin, "model %s: %.200s: %s",
+                           m->name, m->path, strerror(errno));
+    return 0;
+}
+
 /* ---- policies -------------------------------------------------------------------------------- */
 
 int config_user_at(struct parser *p, const char *who, const struct config_origin *origin,
@@ -597,9 +608,13 @@ static int settle(struct parser *p)
                            "no model is given; say which with --model FILE.gguf");
     if (c->socket[0] == '\0')
         r = config_default_socket(getenv("XDG_RUNTIME_DIR"), geteuid() == 0, c->socket, p->report);
+    if (r == 0)
+        r = check_together(p);
     if (p->check)
         c->action = CONFIG_CHECK;
-    return r < 0 ? r : check_together(p);
+    for (uint32_t i = 0; p->check && i < c->n_models && r == 0; i++)
+        r = check_model_file(p, &c->models[i]);
+    return r;
 }
 
 static int set_defaults(struct parser *p)

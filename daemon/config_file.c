@@ -4,8 +4,9 @@
  * blanks around both do not count and a '#' after a blank begins a remark. There is no quoting, no
  * line goes on in the next, and nothing is cut: what is too long, doubled or unknown is an error
  * with file and line, because a service that starts with half of what it was told is worse than one
- * that does not start. (libinih was looked at: it cuts names of sections at 49 bytes without a
- * word, takes the rest of a long line for the next one, and its callback knows no line.)
+ * that does not start. (libinih was looked at: it cuts names of sections at 49
+ * bytes and lines at 199, takes an indented key for more of the value before it, does not tell of a
+ * section without keys, and its callback knows no line.)
  *
  * Which files. The folder is CONFIGURATION_DIRECTORY, for root /etc/inferd, for others
  * $XDG_CONFIG_HOME/inferd or ~/.config/inferd. inferd.conf is read there, then

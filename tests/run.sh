@@ -14,6 +14,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 export INFERD_BUILD=${INFERD_BUILD:-build}
+export CONFIGURATION_DIRECTORY=/nonexistent # the machine's own inferd.conf plays no part
 logs=$INFERD_BUILD/tests/log
 
 # One program: its output goes to a log, its counts to a file beside it, one line to the terminal.

@@ -25,7 +25,7 @@ trap stop EXIT
 trap 'exit 130' INT TERM
 
 export INFERD_SOCKET=$folder/inferd.sock
-"$build/inferd" --model "unix=$model" --socket "$INFERD_SOCKET" 2>"$folder/log" &
+"$build/inferd" --config none --model "unix=$model" --socket "$INFERD_SOCKET" 2>"$folder/log" &
 daemon=$!
 for _ in $(seq 1000); do
     [ -S "$INFERD_SOCKET" ] && break

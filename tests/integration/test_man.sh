@@ -15,7 +15,7 @@ not_ok() {
 # verdict NAME MISSING: ok when MISSING is empty
 verdict() { if [ -z "$2" ]; then ok "$1"; else not_ok "$1" "missing: $2"; fi; }
 
-pages="inferctl.1 inferd.8 libinferclient.3 inferd-protocol.7"
+pages="inferctl.1 inferd.8 inferd.conf.5 libinferclient.3 inferd-protocol.7"
 for page in $pages; do
     if ! command -v mandoc >/dev/null; then
         echo "skip - $page is well-formed: mandoc is not installed"
@@ -76,6 +76,11 @@ if [ -x "$inferd" ]; then
     done
     [ "$(wc -w <<<"$options")" -ge 5 ] || missing+=" (inferd --help was not read)"
     verdict "inferd.8 has every option of inferd --help" "$missing"
+    missing=
+    for name in $(grep -oE '^\.It Fl \\-[a-z\\-]+' "$root/man/inferd.8" | sed 's/.*Fl //; s/\\//g; s/^-//'); do
+        grep -qE "^  --$name( |\$)" <<<"$("$inferd" --help)" || missing+=" --$name"
+    done
+    verdict "inferd.8 has no option that inferd --help lacks" "$missing"
 else
     echo "skip - inferd.8 has every option of inferd --help: inferd is not built"
 fi

@@ -6,6 +6,8 @@
 #   make check-layers, check-format, check-unit     parts of it
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
 #   make bench-load                   how fast weights load, beside fio and llama.cpp
+#   make install      into $(DESTDIR)$(prefix), /usr/local by default; make uninstall takes it away
+#   make bundle       build/bundle: one folder that runs wherever it lies
 #   make clean
 #
 # SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
@@ -21,17 +23,30 @@ variant := $(if $(filter 1,$(SAN)),/san,)$(if $(findstring clang,$(CC)),/clang,)
 B := build$(variant)
 O := $(B)/obj
 
+prefix ?= /usr/local
+bindir ?= $(prefix)/bin
+libdir ?= $(prefix)/lib
+includedir ?= $(prefix)/include
+datadir ?= $(prefix)/share
+mandir ?= $(datadir)/man
+unitdir ?= $(prefix)/lib/systemd/system
+userunitdir ?= $(prefix)/lib/systemd/user
+sysusersdir ?= $(prefix)/lib/sysusers.d
+tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
+
 warnings := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
             -Wno-unused-parameter -Wpointer-arith -Wundef
 comma := ,
 san := $(if $(filter 1,$(SAN)),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined \
          -fno-omit-frame-pointer -O1,)
-common := -g -O2 -fPIC -fvisibility=hidden -fno-math-errno -D_GNU_SOURCE -DINFERD_VERSION='"$(VERSION)"' \
+common := -g -O2 -fPIC -fvisibility=hidden -fno-math-errno -D_GNU_SOURCE -DINFERD_LIBDIR='"$(libdir)/inferd"' -DINFERD_VERSION='"$(VERSION)"' \
           -Iinclude $(warnings) $(san) -MMD -MP $(EXTRA_CFLAGS)
 daemon_cflags := -std=gnu11 -Idaemon $(common)
 client_cflags := -std=c99 $(common)
 kernel_cflags := -std=gnu11 -O3 -Ikernels $(common) -O3 $(if $(san),-O1)
 ldflags := $(san) -Wl,--as-needed -Wl,-z,relro,-z,now
+# Where a bundle has the libraries of its programs. RPATH, not RUNPATH: it holds for what they need.
+own_libraries := -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib/inferd:$$ORIGIN/../lib'
 
 # ---- the daemon's rooms: one archive each, so that the layers show in the link ----------------
 
@@ -85,7 +100,7 @@ $(foreach r,$(rooms),$(eval $(call room_rule,$(r))))
 
 $(B)/inferd: $(daemon_objects) $(room_archives)
 	@echo "  LD  $@"
-	$(Q)$(CC) $(ldflags) -o $@ $(daemon_objects) -Wl,--start-group $(room_archives) -Wl,--end-group $(daemon_libs)
+	$(Q)$(CC) $(ldflags) $(own_libraries) -o $@ $(daemon_objects) -Wl,--start-group $(room_archives) -Wl,--end-group $(daemon_libs)
 
 # What every CPU-side backend shares (type decoding, the sampler) is kernels/ref without its entry.
 ref_shared := $(filter-out %/ref.o,$(call backend_objects,ref))
@@ -109,15 +124,40 @@ $(B)/libinferclient.so: $(B)/libinferclient.so.0
 $(B)/libinferclient.pc: client/libinferclient.pc.in Makefile
 	@mkdir -p $(@D)
 	@echo "  GEN $@"
-	$(Q)sed -e 's|@prefix@|/usr/local|;s|@version@|$(VERSION)|' $< > $@
+	$(Q)sed -e 's|@prefix@|$(prefix)|;s|@libdir@|$(libdir)|;s|@includedir@|$(includedir)|;s|@version@|$(VERSION)|' $< > $@
 
 $(B)/inferctl: $(inferctl_objects) $(B)/libinferclient.so
 	@echo "  LD  $@"
-	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN' -o $@ $(inferctl_objects) -L$(B) -linferclient -ledit -ljansson -lm
+	$(Q)$(CC) $(ldflags) $(own_libraries) -o $@ $(inferctl_objects) -L$(B) -linferclient -ledit -ljansson -lm
 $(B)/examples/%: client/examples/%.c $(B)/libinferclient.so
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(client_cflags) $(ldflags) -Wl,-rpath,'$$ORIGIN/..' -o $@ $< -L$(B) -linferclient
+
+# ---- installation ------------------------------------------------------------------------------
+
+completions := $(addprefix $(B)/completions/,inferd.bash inferctl.bash _inferd _inferctl)
+$(B)/completions/inferd.bash $(B)/completions/_inferd: $(B)/inferd
+	@mkdir -p $(@D)
+	@echo "  GEN $@"
+	$(Q)$(B)/inferd --completion $(if $(findstring .bash,$@),bash,zsh) > $@.new && mv $@.new $@
+$(B)/completions/inferctl.bash $(B)/completions/_inferctl: $(B)/inferctl tools/completion.sh
+	@mkdir -p $(@D)
+	@echo "  GEN $@"
+	$(Q)tools/completion.sh $(if $(findstring .bash,$@),bash,zsh) $(B)/inferctl > $@.new && mv $@.new $@
+
+place = B='$(B)' VERSION='$(VERSION)' DESTDIR='$(DESTDIR)' prefix='$(1)' bindir='$(2)' libdir='$(3)' \
+    includedir='$(4)' datadir='$(5)' mandir='$(6)' unitdir='$(unitdir)' userunitdir='$(userunitdir)' \
+    sysusersdir='$(sysusersdir)' tmpfilesdir='$(tmpfilesdir)' tools/install.sh
+configured_place = $(call place,$(prefix),$(bindir),$(libdir),$(includedir),$(datadir),$(mandir))
+
+.PHONY: install uninstall bundle
+install: all $(completions)
+	$(Q)$(configured_place) install
+uninstall:
+	$(Q)$(configured_place) uninstall
+bundle: all $(completions)
+	$(Q)$(call place,,/bin,/lib,/include,/share,/share/man) bundle
 
 # ---- tests -------------------------------------------------------------------------------------
 # tests/unit/ROOM/test_*.c links ROOM and what it may include; tests/kernel/test_*.c links the
@@ -195,7 +235,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 
 .SECONDARY:
 .PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load
-tests: all $(unit_tests) $(kernel_tests) $(system_tests)
+tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests)
 
 check-unit: tests
 	INFERD_BUILD=$(B) tests/run.sh $(unit_tests) $(kernel_tests) $(system_tests) $(script_tests)

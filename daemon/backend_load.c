@@ -179,19 +179,25 @@ static bool own_folder(char *folder, size_t size)
     return true;
 }
 
+/* Beside the program, as it is built; in the library folder beside the program's, as it is
+ * installed or bundled; in the library folder that the build was told of. */
 int backend_load(const char *name, const char *options, const struct infer_host *host,
                  struct backend *ret, struct report *report)
 {
-    char folder[PATH_MAX] = "";
+    char own[PATH_MAX] = "", near[PATH_MAX + 16] = "";
+    const char *folders[] = {own, near, INFERD_LIBDIR};
     int r = -ENOENT;
-    if (own_folder(folder, sizeof folder))
-        r = backend_load_from(folder, name, options, host, ret, report);
+    if (own_folder(own, sizeof own))
+        snprintf(near, sizeof near, "%s/../lib/inferd", own);
+    for (size_t i = 0; i < sizeof folders / sizeof folders[0] && r == -ENOENT; i++)
+        if (folders[i][0] != '\0')
+            r = backend_load_from(folders[i], name, options, host, ret, report);
     if (r == -ENOENT)
-        r = backend_load_from(INFERD_LIBDIR, name, options, host, ret, report);
-    if (r == -ENOENT)
-        r = report_fail(report, INFER_E_BACKEND_LOAD,
-                        "backend '%s': there is no inferd-backend-%s.so in %s or %s", name, name,
-                        folder, INFERD_LIBDIR);
+        r = report_fail(
+            report, INFER_E_BACKEND_LOAD,
+            "backend '%s': there is no inferd-backend-%s.so in %.150s, in ../lib/inferd "
+            "from there, or in %s",
+            name, name, own, INFERD_LIBDIR);
     return r;
 }
 

@@ -51,6 +51,7 @@ files() {
     echo "644 systemd/sysusers.conf $sysusersdir/inferd.conf"
     echo "644 systemd/tmpfiles.conf $tmpfilesdir/inferd.conf"
     echo "made systemd/inferd-gpu.conf.in $datadir/inferd/inferd-gpu.conf"
+    echo "made systemd/inferd-strict.conf.in $datadir/inferd/inferd-strict.conf"
 }
 
 # In the right part of sed's s|||.

@@ -73,9 +73,18 @@ if command -v systemd-analyze >/dev/null; then
             "$folder"/user-units/inferd.socket "$folder"/user-units/inferd-manage.socket
         is "units of a user: systemd-analyze verify says nothing" "$status: $err" "0: "
     fi
-    check "units: exposure without a GPU" systemd-analyze security --offline=yes --threshold=4 "$units/inferd.service"
-    { sed '/^\[Install\]/,$d' "$units/inferd.service"; cat "$at/share/inferd/inferd-gpu.conf"; } >"$units/inferd-gpu.service"
-    check "units: exposure with a GPU" systemd-analyze security --offline=yes --threshold=7 "$units/inferd-gpu.service"
+    # exposure NAME TENTHS DROP-IN...: the unit with the drop-ins is exposed by so many tenths at most
+    exposure() {
+        local name=$1 most=$2 unit="$units/inferd-with.service" drop
+        shift 2
+        sed '/^\[Install\]/,$d' "$units/inferd.service" >"$unit"
+        for drop in "$@"; do cat "$at/share/inferd/$drop" >>"$unit"; done
+        run systemd-analyze security --offline=yes --threshold="$most" "$unit"
+        is "units: exposure $name: $(grep -oE '[0-9.]+ [A-Z]+' <<<"${out##*Overall}")" "$status" 0
+    }
+    exposure "without a GPU, threads placed" 5
+    exposure "without a GPU, strict" 4 inferd-strict.conf
+    exposure "with a GPU" 7 inferd-gpu.conf
 else
     skip "units: systemd-analyze verify" "systemd-analyze is not installed"
 fi

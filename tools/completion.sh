@@ -60,7 +60,7 @@ quoted() {
 }
 
 make_zsh() {
-    local name summary letter long argument help action
+    local name summary long argument help action
     echo "#compdef inferctl"
     echo "# Completion of inferctl(1) for zsh, made from inferctl --help."
     echo "local -a commands"
@@ -75,7 +75,7 @@ make_zsh() {
         echo "$name)"
         printf '    _arguments'
         while IFS='|' read -r head help; do
-            read -r letter long argument <<<"$head"
+            read -r _ long argument <<<"$head"
             action=
             case $long in
             file | socket) action=_files ;;

@@ -13,6 +13,10 @@ shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
 what=${1:?install, uninstall or bundle}
+: "${B:?}" "${VERSION:?}" "${bindir:?}" "${libdir:?}" "${includedir:?}" "${datadir:?}" "${mandir:?}"
+: "${unitdir:?}" "${userunitdir:?}" "${sysusersdir:?}" "${tmpfilesdir:?}"
+prefix=${prefix-} DESTDIR=${DESTDIR-}
+umask 022
 private=("$libdir/inferd" "$includedir/inferd" "$datadir/inferd")
 
 # "MODE SOURCE DESTINATION" for each file, "link TARGET DESTINATION" for each link. No path of the
@@ -62,7 +66,7 @@ escaped() {
 put_all() {
     local mode source to
     while read -r mode source to; do
-        mkdir -p -m 755 "$(dirname "$DESTDIR$to")"
+        mkdir -p "$(dirname "$DESTDIR$to")"
         case $mode in
         link) ln -sfn "$source" "$DESTDIR$to" ;;
         made)

@@ -345,12 +345,13 @@ static void tell_position(struct dispatch *d, struct job *job, uint64_t now_us)
 static void tick(struct dispatch *d, uint64_t now_us)
 {
     struct sched_counts counts = sched_count(d->sched);
+    uint32_t n_left = counts.n_waiting + counts.n_running;
     d->tick_us = now_us + DISPATCH_TICK_US;
-    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX && counts.n_waiting > 0; slot++) {
+    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX && n_left > 0; slot++) {
         struct job *job = d->by_slot[slot];
-        if (job == NULL || job->started_us != 0)
+        n_left -= job != NULL;
+        if (job == NULL || job->started_us != 0) /* one that has its slot may still wait for rows */
             continue;
-        counts.n_waiting--;
         if (job->deadline_us != 0 && now_us > job->deadline_us)
             dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_DEADLINE,
                             "it waited until its deadline");

@@ -5,8 +5,11 @@
  * 3-4, 5-8 ... rows) instead of being fitted. What a row of prefill adds is one number: of a mixed
  * step, the time beyond that of its decodes; of a prefill-only step, its time per row, if there
  * were enough rows for the fixed part not to matter. Under load every step may be mixed; then the
- * first one of a size class gives the time of its decodes, as what is left beside its prefill. Both
- * are moving means, 1/8 new each time; a sample counts as at most 4 times the mean, so that one
+ * first one of a size class gives the time of its decodes, as what is left beside its prefill. That
+ * guess may be far off, and as the rate of prefill would then be taken from the difference, and few
+ * rows of prefill from that rate, it could stay so: so a step after a guess, and one of
+ * SCHED_MIXED_MAX mixed ones, has its decodes alone, and their time is measured. Both figures are
+ * moving means, 1/8 new each time; a sample counts as at most 4 times the mean, so that one
  * hiccup of the machine does not shrink the steps that follow it.
  *
  * Position and estimated start are for people who wait: cheap and roughly right. */
@@ -15,6 +18,7 @@
 #include <assert.h>
 
 #define ROWS_FOR_A_RATE 64u
+#define GUESSED         UINT32_C(0x80000000) /* as n_mixed */
 
 static uint32_t size_class(uint32_t n)
 {
@@ -32,6 +36,15 @@ static void learn(uint64_t *mean, uint64_t sample)
     *mean = (7 * *mean + sample + 4) / 8;
     if (*mean == 0)
         *mean = 1;
+}
+
+/* A guess counts for nothing once it is known better. */
+static void measured_alone(struct sched_model *m, uint32_t c, uint64_t took_ns)
+{
+    if (m->n_mixed[c] >= GUESSED)
+        m->decode_ns[c] = 0;
+    learn(&m->decode_ns[c], took_ns);
+    m->n_mixed[c] = 0;
 }
 
 /* Of the nearest size that was measured, smaller ones first: they err on the short side. */
@@ -55,18 +68,25 @@ void sched_measured(struct sched *s, uint32_t model, uint32_t n_prefill_rows,
     uint64_t took_ns = min_u64(took_us, UINT64_C(1) << 40) * 1000;
     if (n_prefill_rows == 0) {
         if (n_decode_rows > 0)
-            learn(&m->decode_ns[size_class(n_decode_rows)], took_ns);
+            measured_alone(m, size_class(n_decode_rows), took_ns);
     } else if (n_decode_rows == 0) {
         if (n_prefill_rows >= ROWS_FOR_A_RATE || m->prefill_ns == 0)
             learn(&m->prefill_ns, took_ns / n_prefill_rows);
     } else if (m->decode_ns[size_class(n_decode_rows)] > 0) {
         uint64_t decodes = m->decode_ns[size_class(n_decode_rows)];
         learn(&m->prefill_ns, minus_or_0(took_ns, decodes) / n_prefill_rows);
+        m->n_mixed[size_class(n_decode_rows)]++;
     } else {
         uint64_t share = took_ns * n_decode_rows / (n_decode_rows + n_prefill_rows);
         uint64_t rest = minus_or_0(took_ns, m->prefill_ns * n_prefill_rows);
         learn(&m->decode_ns[size_class(n_decode_rows)], rest > share ? rest : share);
+        m->n_mixed[size_class(n_decode_rows)] = GUESSED;
     }
+}
+
+bool cost_wants_decodes_alone(const struct sched_model *m, uint32_t n_decode_rows)
+{
+    return m->n_mixed[size_class(n_decode_rows)] >= SCHED_MIXED_MAX;
 }
 
 uint32_t sched_prefill_budget(const struct sched *s, uint32_t model, uint32_t n_decode_rows)

@@ -21,6 +21,8 @@
 #define SCHED_SERVED_LEAD 16384u
 /* Rows of prefill that run beside decodes whatever was measured. */
 #define SCHED_PREFILL_MIN 2u
+/* Steps of a size class in a row that may have prefill beside the decodes; see cost.c. */
+#define SCHED_MIXED_MAX 64u
 /* Rows of a full step that decodes leave to prefill that is due. */
 #define SCHED_PREFILL_RESERVE 16u
 /* How many times that may become when prompts outnumber decodes; see prefill_budget(). */
@@ -99,6 +101,7 @@ struct sched_model {
     uint64_t served, decoded; /* smallest counters of the last step, for who comes when all left */
     uint64_t blocked;         /* the epoch in which its next sequence did not fit */
     uint64_t decode_ns[SCHED_SIZES]; /* of a decode-only step; 0: not measured */
+    uint32_t n_mixed[SCHED_SIZES];   /* steps with prefill since it was measured without */
     uint64_t prefill_ns;             /* per row; 0: not measured */
 };
 
@@ -205,6 +208,8 @@ void users_refund(struct user *u, uint32_t n_rows);
 
 /* ---- cost.c ---------------------------------------------------------------------------------- */
 
+/* Must the next step with so many decodes do without prefill, so that these can be measured? */
+bool cost_wants_decodes_alone(const struct sched_model *m, uint32_t n_decode_rows);
 void cost_ended(struct sched *s, const struct sequence *seq);
 
 #endif

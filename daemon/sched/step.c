@@ -352,6 +352,8 @@ static uint32_t gather_prefill(struct sched *s, const struct step *step)
 static uint32_t prefill_budget(const struct sched *s, const struct step *step)
 {
     uint64_t rows = sched_prefill_budget(s, step->model, step->n_decodes);
+    if (step->n_decodes > 0 && cost_wants_decodes_alone(&s->models[step->model], step->n_decodes))
+        return 0;
     if (!step->bystanders && step->n_prefill > step->n_decodes && step->n_decodes > 0)
         rows *= min_u32(step->n_prefill / step->n_decodes, SCHED_CROWD_MAX);
     return (uint32_t)min_u64(rows, step->rows);

@@ -487,28 +487,6 @@ static void test_uids_are_recycled_but_not_those_in_use(void **state)
 
 /* ---- the step -------------------------------------------------------------------------------- */
 
-static void test_prefill_budget_follows_the_measured_times(void **state)
-{
-    (void)state;
-    struct sched *s = make(64, 512, 1, 100);
-    assert_int_equal(sched_prefill_budget(s, 0, 0), 512);
-    assert_int_equal(sched_prefill_budget(s, 0, 1), 2); /* nothing was measured */
-    sched_measured(s, 0, 512, 0, 51200);                /* 100 us a row */
-    sched_measured(s, 0, 0, 1, 10000);
-    sched_measured(s, 0, 0, 32, 40000);
-    assert_int_equal(sched_prefill_budget(s, 0, 1), 50);
-    assert_int_equal(sched_prefill_budget(s, 0, 30), 200);
-    assert_int_equal(sched_prefill_budget(s, 0, 8), 50); /* the nearest below that is known */
-    assert_int_equal(sched_prefill_budget(s, 0, 0), 512);
-    for (int i = 0; i < 200; i++)
-        sched_measured(s, 0, 10, 1, 10000 + 10 * 1000); /* rows became dearer */
-    assert_true(sched_prefill_budget(s, 0, 1) <= 6);
-    for (int i = 0; i < 200; i++)
-        sched_measured(s, 0, 10, 1, 10000);
-    assert_int_equal(sched_prefill_budget(s, 0, 1), 512);
-    sched_free(s);
-}
-
 /* One decode and six prompts of the same uid, then a bystander's decode. */
 static void test_a_crowd_of_prompts_may_lengthen_a_step_more(void **state)
 {
@@ -649,7 +627,6 @@ int main(void)
         cmocka_unit_test(test_limits_that_let_wait_hold_up_nobody_else),
         cmocka_unit_test(test_a_class_above_the_best_is_clamped),
         cmocka_unit_test(test_uids_are_recycled_but_not_those_in_use),
-        cmocka_unit_test(test_prefill_budget_follows_the_measured_times),
         cmocka_unit_test(test_a_crowd_of_prompts_may_lengthen_a_step_more),
         cmocka_unit_test(test_decodes_leave_room_for_prefill),
         cmocka_unit_test(test_decodes_of_a_uid_take_turns),

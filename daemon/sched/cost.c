@@ -109,7 +109,8 @@ void cost_ended(struct sched *s, const struct sequence *seq)
 {
     if (seq->cost == 0)
         return;
-    learn(&s->mean_life_us, s->now_us - seq->started_us);
+    learn(&s->models[seq->model].mean_answer, minus_or_0(seq->n_done, seq->n_prompt));
+    learn(&s->mean_life_us, seq->ran_us + (s->now_us - seq->started_us));
     learn(&s->mean_cost, seq->cost);
 }
 
@@ -153,8 +154,8 @@ uint64_t sched_estimate_us(const struct sched *s, uint32_t slot, uint64_t now_us
     if (seq->state == STATE_RUNNING)
         return 0;
     const struct sched_model *m = &s->models[seq->model];
-    if (s->n_running == 0 || (s->n_running + position < s->config.max_running && position == 0 &&
-                              m->pages >= m->reserved && m->pages - m->reserved >= seq->n_pages))
+    if (s->n_running == 0 ||
+        (s->n_running < s->config.max_running && position == 0 && pages_let_start(s, seq)))
         return now_us;
     uint64_t life = s->mean_life_us;
     if (life == 0 && m->running.first != NONE)

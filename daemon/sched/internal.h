@@ -4,6 +4,7 @@
  *   users.c   uids: table, policies, counters, the bucket of tokens a minute
  *   queue.c   who waits: a lane per (uid, model), a heap per class in it, ageing; lists
  *   step.c    who starts, who runs
+ *   pages.c   pages: what a row needs, what is claimed, who gives up his
  *   cost.c    measured times: prefill budget, position, estimated start
  *
  * Everything is an index into arrays of fixed size; NONE is no index. */
@@ -19,6 +20,8 @@
 #define SCHED_UNIT (UINT64_C(1) << 20)
 /* How far `served` may be ahead of who competes, in cost at weight 100; see users_bound_lead(). */
 #define SCHED_SERVED_LEAD 16384u
+/* Decode rows at weight 100 that a uid was served less to be far behind; see far_behind(). */
+#define SCHED_FAR_ROWS 1024u
 /* Rows of prefill that run beside decodes whatever was measured. */
 #define SCHED_PREFILL_MIN 2u
 /* Steps of a size class in a row that may have prefill beside the decodes; see cost.c. */
@@ -41,20 +44,30 @@ enum state { STATE_FREE, STATE_WAITING, STATE_RUNNING };
 struct sequence {
     enum state state;
     bool parked;
+    bool begun;     /* it ran a row since it started: what it holds is no longer to be claimed */
+    bool preempted; /* waiting: it ran before */
     enum sched_class class;
     uint32_t rung;
     uint32_t next, previous; /* waiting: of its rung; running: of its model; free: next */
     uint32_t left, right, parent, rank; /* waiting: in its lane's heap */
     uint32_t model, user, lane;
-    uint32_t owed; /* rows */
-    uint32_t n_pages;
+    uint32_t owed;        /* rows */
+    uint32_t n_prompt;    /* rows that it owed when it came */
+    uint32_t n_done;      /* rows that it has pages for; waiting: those that were saved */
+    uint32_t n_again;     /* of those owed, the first so many ran before: they are not charged */
+    uint32_t n_pages;     /* most that it can come to hold */
+    uint32_t n_back;      /* preempted: pages that it needs to start again, as it was told */
+    uint32_t n_held;      /* running, begun: pages */
+    uint32_t claim;       /* running: pages that it has yet to take for the rows it owes */
     uint32_t n_prepaid;   /* rows that the uid's bucket was charged for, not yet run */
     uint32_t n_skipped;   /* steps in a row that it could have decoded in */
     uint64_t deadline_us; /* NEVER: none; 0: overtakes its uid's others */
     uint64_t arrival;     /* a number */
     uint64_t since_us;    /* waiting: on this rung; running: last row */
     uint64_t started_us;
-    uint64_t cost; /* of all rows run */
+    uint64_t parked_us;
+    uint64_t ran_us; /* before it was preempted */
+    uint64_t cost;   /* of all rows charged */
 };
 
 struct list {
@@ -74,9 +87,9 @@ struct user {
     bool known, pinned; /* pinned: has a policy of its own */
     uint32_t uid;
     struct sched_policy policy; /* limits that are 0 have become UINT32_MAX, but for tokens */
-    uint32_t n_running, n_waiting;
-    uint32_t n_level[SCHED_CLASSES]; /* waiting ones, by class as aged */
-    uint32_t n_pages;                /* set aside */
+    uint32_t n_running, n_waiting, n_preempted;
+    uint32_t n_level[SCHED_CLASSES]; /* waiting ones in lanes, by class as aged */
+    uint32_t n_pages;                /* most that its running sequences can come to hold */
     uint32_t lanes;
     uint64_t committed; /* cost of what its running sequences owe */
     uint64_t served, decoded;
@@ -95,14 +108,18 @@ struct user {
 #define SCHED_MINUTE_US INT64_C(60000000)
 
 struct sched_model {
-    uint32_t pages, reserved;
-    uint32_t n_waiting;
-    struct list running;      /* who ran longest ago is first */
-    uint64_t served, decoded; /* smallest counters of the last step, for who comes when all left */
-    uint64_t blocked;         /* the epoch in which its next sequence did not fit */
+    uint32_t pages, available; /* as told */
+    uint32_t claimed;          /* by its running sequences */
+    uint32_t n_waiting;        /* in lanes */
+    uint64_t growth;           /* pages that those who run are expected to come to hold yet */
+    uint32_t wanting;          /* who did not start in the last plan for want of pages; or NONE */
+    struct list running;       /* who ran longest ago is first */
+    uint64_t served, decoded;  /* smallest counters of the last step, for who comes when all left */
+    uint64_t blocked;          /* the epoch in which its next sequence did not fit */
     uint64_t decode_ns[SCHED_SIZES]; /* of a decode-only step; 0: not measured */
     uint32_t n_mixed[SCHED_SIZES];   /* steps with prefill since it was measured without */
     uint64_t prefill_ns;             /* per row; 0: not measured */
+    uint64_t mean_answer;            /* rows that answers grew by, when they ended; 0: none yet */
 };
 
 /* What competes, in order of: level, key, deadline, arrival. */
@@ -123,7 +140,8 @@ struct sched {
     uint32_t *step_users; /* scratch */
     uint32_t free, free_lane;
     struct list rungs[RUNGS]; /* everybody who waits, by when they came there */
-    uint32_t n_running, n_waiting, n_parked;
+    uint32_t n_running, n_waiting, n_parked, n_preempted;
+    uint64_t n_preemptions;
     uint32_t last_model; /* whose turn it was */
     uint64_t now_us, epoch, n_arrived;
     uint64_t mean_life_us, mean_cost; /* of sequences that ran; 0: none yet */
@@ -159,6 +177,12 @@ static inline uint64_t rows_cost(const struct sched *s, uint32_t owed, uint32_t 
     return (uint64_t)n_rows * (owed > 1 ? s->config.prefill_cost : s->config.decode_cost);
 }
 
+/* What is still to be charged for the rows that it owes. */
+static inline uint64_t owed_cost(const struct sched *s, const struct sequence *seq)
+{
+    return rows_cost(s, seq->owed - seq->n_again, seq->owed - seq->n_again);
+}
+
 static inline uint64_t weighted(uint64_t cost, uint32_t weight)
 {
     return cost * SCHED_UNIT / weight;
@@ -170,6 +194,15 @@ static inline uint64_t distance(const struct sched *s, uint32_t n_rows)
     return weighted((uint64_t)n_rows * s->config.decode_cost, SCHED_WEIGHT_DEFAULT);
 }
 
+/* Is `u` with another sequence still far behind, in service or in how many run? Then it may pass
+ * one of the other uid that waits for pages, and leaves no reserve for what of it runs. */
+static inline bool far_behind(const struct sched *s, const struct user *u, const struct user *of)
+{
+    uint64_t mine = (uint64_t)(u->n_running + 1) * of->policy.weight;
+    return minus_or_0(of->served, u->served) > distance(s, SCHED_FAR_ROWS) ||
+           (uint64_t)of->n_running * u->policy.weight > 2 * mine;
+}
+
 /* ---- queue.c --------------------------------------------------------------------------------- */
 
 void list_append(struct sched *s, struct list *list, uint32_t slot);
@@ -177,6 +210,9 @@ void list_take(struct sched *s, struct list *list, uint32_t slot);
 
 void queue_add(struct sched *s, uint32_t slot); /* a sequence whose fields are set */
 void queue_take(struct sched *s, uint32_t slot);
+/* A waiting sequence that is parked stands in no lane: it neither starts nor holds up others. */
+void queue_hold(struct sched *s, uint32_t slot);
+void queue_release(struct sched *s, uint32_t slot);
 void queue_age(struct sched *s);
 /* The best of a lane. */
 uint32_t queue_head(const struct sched *s, const struct lane *lane);
@@ -205,6 +241,23 @@ uint64_t users_start_key(const struct user *u);
 bool users_pay_prompt(struct user *u, uint32_t n_rows, uint64_t now_us); /* false: cannot */
 void users_pay(struct user *u, uint32_t n_rows);
 void users_refund(struct user *u, uint32_t n_rows);
+
+/* ---- pages.c --------------------------------------------------------------------------------- */
+
+/* Pages that so many of its rows take. */
+uint32_t pages_of(const struct sched *s, const struct sequence *seq, uint64_t n_rows);
+/* Further pages that its next n_rows take; all that it needs to begin when it has not yet. */
+uint32_t pages_for_next(const struct sched *s, const struct sequence *seq, uint32_t n_rows);
+/* How many of the rows that it owes run with n_pages further ones. */
+uint32_t pages_hold_rows(const struct sched *s, const struct sequence *seq, uint32_t n_pages);
+/* Sets what a running sequence holds and claims from what it did and owes. */
+void pages_claim(struct sched *s, struct sequence *seq);
+void pages_unclaim(struct sched *s, struct sequence *seq);
+/* Sets a model's `growth`, which pages_let_start() looks at; each start adds to it. */
+void pages_forecast(struct sched *s, struct sched_model *m);
+void pages_forecast_more(struct sched *s, const struct sequence *seq);
+/* Are there pages for a waiting sequence to start with, and the reserve? */
+bool pages_let_start(const struct sched *s, const struct sequence *seq);
 
 /* ---- cost.c ---------------------------------------------------------------------------------- */
 

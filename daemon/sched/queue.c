@@ -2,8 +2,8 @@
  *
  * The order between uids changes with every row that is run, that within a uid does not. So the
  * waiting sequences of one uid and one model form a lane, and a lane has a heap for each class,
- * ordered by deadline, then arrival; only the heads of lanes are compared between uids, and that
- * when somebody can start.
+ * ordered by who ran before, deadline, arrival; only the heads of lanes are compared between uids,
+ * and that when somebody can start.
  *
  * The heaps are leftist ones, linked through the sequences: the right spine of n nodes has at most
  * log2(n + 1) of them, so insertion, removal of any node and merging are O(log n) whatever clients
@@ -13,9 +13,10 @@
  * is a list in order of when they came there, and those due are at its front. (A rung is left at a
  * step, so climbing it takes up to one step longer.)
  *
- * Invariants: a waiting sequence is in one rung's list and in the heap of its lane at its level; a
- * lane is in `active` and in its user's list exactly while it holds a sequence, so there are never
- * more lanes than sequences. */
+ * Invariants: a waiting sequence that is not parked is in one rung's list and in the heap of its
+ * lane at its level, one that is parked in neither and does not age; a lane is in `active` and in
+ * its user's list exactly while it holds a sequence, so there are never more lanes than sequences.
+ */
 #include "sched/internal.h"
 
 #include <assert.h>
@@ -53,6 +54,8 @@ void list_take(struct sched *s, struct list *list, uint32_t slot)
 
 static bool goes_before(const struct sequence *a, const struct sequence *b)
 {
+    if (a->preempted != b->preempted)
+        return a->preempted;
     if (a->deadline_us != b->deadline_us)
         return a->deadline_us < b->deadline_us;
     return a->arrival < b->arrival;
@@ -175,27 +178,47 @@ static void leave_level(struct sched *s, uint32_t slot)
     s->users[seq->user].n_level[level]--;
 }
 
-void queue_add(struct sched *s, uint32_t slot)
+void queue_release(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
     seq->lane = lane_get(s, seq->user, seq->model);
+    seq->since_us = s->now_us;
     s->lanes[seq->lane].n++;
     s->models[seq->model].n_waiting++;
-    s->users[seq->user].n_waiting++;
-    s->n_waiting++;
     enter_level(s, slot);
+}
+
+void queue_hold(struct sched *s, uint32_t slot)
+{
+    struct sequence *seq = &s->sequences[slot];
+    leave_level(s, slot);
+    s->models[seq->model].n_waiting--;
+    if (--s->lanes[seq->lane].n == 0)
+        lane_put(s, seq->lane);
+    seq->lane = NONE;
+}
+
+void queue_add(struct sched *s, uint32_t slot)
+{
+    struct sequence *seq = &s->sequences[slot];
+    s->n_waiting++;
+    s->users[seq->user].n_waiting++;
+    s->n_preempted += seq->preempted;
+    s->users[seq->user].n_preempted += seq->preempted;
+    seq->lane = NONE;
+    if (!seq->parked)
+        queue_release(s, slot);
 }
 
 void queue_take(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
-    leave_level(s, slot);
     s->n_waiting--;
     s->users[seq->user].n_waiting--;
-    s->models[seq->model].n_waiting--;
-    if (--s->lanes[seq->lane].n == 0)
-        lane_put(s, seq->lane);
-    seq->lane = NONE;
+    s->n_preempted -= seq->preempted;
+    s->users[seq->user].n_preempted -= seq->preempted;
+    if (seq->lane != NONE)
+        queue_hold(s, slot);
 }
 
 uint32_t queue_head(const struct sched *s, const struct lane *lane)
@@ -284,6 +307,7 @@ static uint32_t check_heap(const struct sched *s, uint32_t lane, uint32_t level,
     for (; at != NONE; parent = at, at = s->sequences[at].left) {
         const struct sequence *seq = &s->sequences[at];
         assert(seq->state == STATE_WAITING && seq->lane == lane && level_of(seq) == level);
+        assert(!seq->parked);
         assert(seq->parent == parent);
         assert(parent == NONE || !goes_before(seq, &s->sequences[parent]));
         assert(seq->rank == rank_of(s->sequences, seq->right) + 1);
@@ -295,7 +319,7 @@ static uint32_t check_heap(const struct sched *s, uint32_t lane, uint32_t level,
 
 void queue_check(const struct sched *s)
 {
-    uint32_t n_waiting = 0, n_listed = 0;
+    uint32_t n_waiting = 0, n_listed = 0, n_parked = 0;
     for (uint32_t i = 0; i < s->n_active; i++) {
         const struct lane *lane = &s->lanes[s->active[i]];
         uint32_t n = 0;
@@ -311,5 +335,7 @@ void queue_check(const struct sched *s)
             assert(next == NONE || s->sequences[slot].since_us <= s->sequences[next].since_us);
             n_listed++;
         }
-    assert(n_waiting == s->n_waiting && n_listed == n_waiting);
+    for (uint32_t slot = 0; slot < s->config.max_sequences; slot++)
+        n_parked += s->sequences[slot].state == STATE_WAITING && s->sequences[slot].lane == NONE;
+    assert(n_waiting + n_parked == s->n_waiting && n_listed == n_waiting);
 }

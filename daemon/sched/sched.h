@@ -5,29 +5,34 @@
  * count and pages by count, so a whole day of traffic can be simulated in a second.
  *
  * The data model. A sequence belongs to a uid and a model. It is added with the tokens it must run
- * through first (its prompt) and the pages it may come to need. It WAITs until a running slot and
- * the pages of its prompt are free, then it RUNs: each step gives it rows, and while it owes more
- * rows than one, these are prefill. Pages are taken as rows need them, so running sequences can
- * come to need more than there are: then one is PREEMPTed, gives up slot and pages and waits again.
- * A PARKED sequence keeps slot and pages but gets no rows: its client does not read; after park_us
- * it is the first to be preempted.
+ * through first (its prompt) and the most pages that it can come to hold. It WAITs until a running
+ * slot and the pages of its prompt are free, then it RUNs: each step gives it rows, and while it
+ * owes more rows than one, these are prefill. Pages are taken as rows need them, so running
+ * sequences can come to need more than there are: then one is PREEMPTED, gives up slot and pages
+ * and waits again. A PARKED sequence, whose client does not read, gets no rows and does not start;
+ * if it runs it keeps slot and pages, but is the first to be preempted.
  *
  * The policy, sentence by sentence; names in it are fields of struct sched_config.
  *
  * 1. Service is counted per uid. A row run adds cost / weight to its uid's counter, a prefill row
  *    costs 1, a decode row 2. There are two counters: `served` counts every row, `decoded` counts
- *    decode rows alone, so that a long prompt does not make its own answer stutter.
+ *    decode rows alone, so that a long prompt does not make its own answer stutter. Rows that run
+ *    again after a preemption are not counted: they were the first time. But they are if its client
+ *    did not read then, for work must not be had for nothing by reading slowly.
  * 2. A uid that becomes active is lifted to the smallest counters of those active on its model:
  *    idleness is no credit. One that was away for less than idle_grace_us (a client between two
  *    requests) may stay credit_rows below.
  * 3. Who starts next goes by class, then served (and what its running sequences still owe), then
- *    deadline (earliest first, none last), then arrival. A class above the uid's best is clamped.
+ *    deadline (earliest first, none last), then arrival; within a uid and class those that were
+ *    preempted come first. A class above the uid's best is clamped.
  * 4. Ageing: each age_us of waiting moves a request one class up, until it is interactive, and
  *    then ahead of its own uid's others. So after (class + 1) * age_us nobody is before it but uids
- *    that were served less and older requests of its own uid.
+ *    that were served less, and of its own uid older requests and preempted ones. What it climbed
+ *    it keeps, also when it is preempted; while it is parked it does not climb.
  * 5. The next in order is not overtaken by smaller requests of the same model, so that a large one
- *    cannot starve; another model's requests may pass. A uid at its max_running or max_pages waits
- *    and holds up nobody else.
+ *    cannot starve; another model's requests may pass, and those of a uid that is far behind, which
+ *    was served less by 1024 rows or runs less than half as many. A uid at its max_running or
+ *    max_pages waits and holds up nobody else.
  *    The last newcomer_slots are for uids that run nothing (batch only once it aged): they start at
  *    once, and a client that pauses between two requests does not lose its place to a queue.
  * 6. A step is one model's; models with work take turns. It has decodes first, then prefill.
@@ -51,6 +56,22 @@
  * 10. Limits per uid: max_waiting and tokens_per_minute refuse, max_running and max_pages let wait.
  *    Tokens a minute are a bucket of that size: a prompt is paid for at sched_add(), answers as
  *    they run, maybe into debt; a request is admitted when the bucket holds its prompt or is full.
+ *    max_waiting does not count preempted ones, max_pages bounds the sum of n_pages of what runs.
+ * 11. No page is set aside for a sequence's life. One that starts has a claim to the pages of the
+ *    rows it owes until these ran; answers grow into what is left. A step never needs more pages
+ *    than are available: decodes come first, prefill is cut to what fits.
+ * 12. A waiting sequence starts when the pages of all rows it owes are there beside the claims of
+ *    others and a reserve for what runs of its model: a third of what that is expected to grow by,
+ *    as answers that ended did; before one ended, a page for each, at most 1/16 of the pool. There
+ *    is none if nothing runs, nor for what should give way to it: the parked, those of a worse
+ *    class, those of uids that its own is far behind. A preempted one thus returns when its pages
+ *    are free.
+ * 13. When the next rows and claims of what can run come to more than is available, the lowest in
+ *    rank is preempted. Rank goes by parked (longest first), then class (worst first; age helps to
+ *    start, not to stay), then served (most first), then arrival (latest first). The highest of
+ *    those that can run is never the victim; so whatever is overcommitted, everything ends (argued
+ *    in pages.c). One parked for park_us is also preempted for the next that waits, if that can
+ *    start then.
  *
  * Threads: one, the engine's. */
 #ifndef INFERD_SCHED_SCHED_H
@@ -75,6 +96,9 @@ enum sched_limit {
 
 #define SCHED_WEIGHT_DEFAULT 100u
 #define SCHED_WEIGHT_MAX     10000u
+
+/* As newcomer_slots: none at all. */
+#define SCHED_NO_NEWCOMER_SLOTS UINT32_MAX
 
 /* What a uid may do. 0 means no limit, and the default weight. */
 struct sched_policy {
@@ -101,8 +125,10 @@ struct sched_config {
     uint32_t lag_rows;                  /* decode rows at weight 100; 0: 32 */
     uint32_t credit_rows;               /* likewise; 0: 256 */
     uint32_t skips_max;                 /* 0: 64; 1: at least every other step */
-    uint32_t newcomer_slots; /* of max_running; 0: an eighth, but none if that is below 4 */
-    uint32_t idle_grace_us;  /* 0: 250 ms */
+    /* Of max_running, which keeps one at least for everybody; 0: an eighth, but none if max_running
+     * is below 4; SCHED_NO_NEWCOMER_SLOTS: none. */
+    uint32_t newcomer_slots;
+    uint32_t idle_grace_us; /* 0: 250 ms */
 };
 
 struct sched_request {
@@ -123,24 +149,25 @@ struct sched_work {
 int sched_new(const struct sched_config *config, struct sched **ret);
 void sched_free(struct sched *s);
 
-/* How many pages of a model there are in all, at any time. Fewer than are set aside: nobody starts
- * until enough came back; a waiting request above the new number stays and waits. */
+/* How many pages of a model there are in all, at any time. A request that needs more is refused;
+ * one that waits already stays and waits. */
 void sched_set_pages(struct sched *s, uint32_t model, uint32_t n_pages);
 /* Before each sched_victim() and sched_plan(): pages of the model that nobody holds, that is free
- * or cached. What a sequence takes from the cache at its start counts as taken. */
+ * or cached. (What is given to a sequence but not yet taken is the scheduler's business: a claim.)
+ */
 void sched_set_available(struct sched *s, uint32_t model, uint32_t n_pages);
 
-/* Whom to preempt so that what runs of this model can go on by a row each, or so that a sequence
- * that waits for the pages of one parked longer than park_us can start; NONE (UINT32_MAX) when
- * nobody need be. The lowest in rank: parked longest, then worst class, then the uid served most,
- * then who came last; never the only one that runs. Call sched_preempted() or sched_remove() on
- * it, sched_set_available(), and ask again. */
+/* Whom to preempt so that what runs of this model can go on, an answer by a row and a prompt to its
+ * end, or so that a sequence that waits for the pages of one parked for park_us can start: sentence
+ * 13; NONE (UINT32_MAX) when nobody need be. It may be one that has started but not run yet. Call
+ * sched_preempted() or sched_remove() on it, sched_set_available(), and ask again. */
 uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us);
 /* A running sequence gave up its pages: it waits again, ahead of its uid's others of its class, and
- * will owe n_rows (all its rows, to be computed again, or 1 when its pages were saved) and need
- * n_pages to start again. What ran a second time is not charged. */
+ * owes n_rows from now on: all its rows when they are to be computed again, or what it owed before
+ * when its pages were saved. To start again it needs n_pages, at least those of all its rows (so
+ * 0 will do unless it is more). Rows that run a second time: see sentence 1. */
 void sched_preempted(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n_pages);
-/* A window slid: the sequence holds n_pages fewer. */
+/* A window slid: the rows of n_pages left a running sequence, and it holds so many fewer. */
 void sched_gave(struct sched *s, uint32_t slot, uint32_t n_pages);
 
 /* Gives a uid its own policy from now on (its entry is kept); NULL: the default again. -EINVAL: a
@@ -152,7 +179,8 @@ int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *p
  * already; -EDQUOT: a limit of its uid, named in *ret_limit (which may be NULL). */
 int sched_add(struct sched *s, const struct sched_request *request, uint64_t now_us,
               uint32_t *ret_slot, enum sched_limit *ret_limit);
-/* Forgets it, whatever its state. Its pages count as free from now on. */
+/* Forgets it, whatever its state. What it claimed is free from now on; sched_set_available() tells
+ * of the pages that it held. */
 void sched_remove(struct sched *s, uint32_t slot);
 
 void sched_park(struct sched *s, uint32_t slot);
@@ -162,8 +190,9 @@ void sched_resume(struct sched *s, uint32_t slot);
  * can run. Moves waiting sequences into free slots first. Time that runs backwards stands still. */
 uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struct sched_work *ret,
                     uint32_t room);
-/* Between plan and step: n_rows of what a running sequence owes need not be run, a cache holds
- * them. It owes at least one after that; they are not charged, and paid back to its uid's bucket.
+/* Between plan and step: the first n_rows of what a running sequence owes need not be run, it holds
+ * them now, from a cache. It owes at least one after that; they are not charged, and paid back to
+ * its uid's bucket.
  */
 void sched_found(struct sched *s, uint32_t slot, uint32_t n_rows);
 /* After a step: the sequence ran n_rows of what it owed and owes n_new more (1 for the token that
@@ -188,6 +217,8 @@ uint64_t sched_quota_us(const struct sched *s, uint32_t uid, uint32_t n_rows, ui
 
 struct sched_counts {
     uint32_t n_waiting, n_running, n_parked; /* parked ones are among the others, too */
+    uint32_t n_preempted;                    /* of those waiting: they ran before */
+    uint64_t n_preemptions;                  /* since sched_new() */
 };
 struct sched_counts sched_count(const struct sched *s);
 

@@ -34,6 +34,7 @@ struct step {
     uint32_t model;
     struct sched_work *work;
     uint32_t n, room, rows; /* entries used, entries in all, rows left */
+    uint32_t pages;         /* left */
     uint32_t n_users;
     uint32_t n_prefill;               /* sequences that owe more than a row */
     uint32_t n_decodes;               /* planned */
@@ -95,14 +96,15 @@ static void start(struct sched *s, uint32_t slot)
     struct user *u = &s->users[seq->user];
     queue_take(s, slot);
     seq->state = STATE_RUNNING;
+    seq->preempted = seq->begun = false;
     seq->since_us = seq->started_us = s->now_us;
-    s->models[seq->model].reserved += seq->n_pages;
     list_append(s, &s->models[seq->model].running, slot);
     s->n_running++;
     u->n_running++;
     u->n_pages += seq->n_pages;
-    u->committed += rows_cost(s, seq->owed, seq->owed);
-    assert(s->models[seq->model].reserved <= s->models[seq->model].pages);
+    u->committed += owed_cost(s, seq);
+    pages_claim(s, seq);
+    pages_forecast_more(s, seq);
 }
 
 /* Starts the head of a lane if there is room for it; false: the lane is out of this plan. */
@@ -112,17 +114,21 @@ static bool start_head(struct sched *s, uint32_t lane, uint32_t *n_open)
     const struct sequence *seq = &s->sequences[slot];
     struct user *u = &s->users[seq->user];
     struct sched_model *m = &s->models[seq->model];
-    if (u->blocked || m->blocked == s->epoch)
+    if (u->blocked)
+        return false;
+    if (m->blocked == s->epoch && !far_behind(s, u, &s->users[s->sequences[m->wanting].user]))
         return false;
     if (!may_start(s, u, is_newcomer(u, seq)) || u->n_pages > u->policy.max_pages ||
         seq->n_pages > u->policy.max_pages - u->n_pages) {
         u->blocked = true;
         return false;
     }
-    if (m->reserved > m->pages || seq->n_pages > m->pages - m->reserved) {
-        if (seq->n_pages <= m->pages) {
+    if (seq->n_pages > m->pages)
+        return false;
+    if (!pages_let_start(s, seq)) {
+        if (m->blocked != s->epoch) {
             m->blocked = s->epoch;
-            (*n_open)--;
+            m->wanting = slot;
         }
         return false;
     }
@@ -135,11 +141,15 @@ static bool start_head(struct sched *s, uint32_t lane, uint32_t *n_open)
 
 static void start_waiting(struct sched *s)
 {
-    uint32_t n_open = 0; /* models that somebody waits for who may fit */
-    if (s->n_waiting == 0 || s->n_running >= s->config.max_running)
-        return;
-    for (uint32_t m = 0; m < s->config.n_models; m++)
+    uint32_t n_open = 0; /* models that somebody waits for */
+    for (uint32_t m = 0; m < s->config.n_models; m++) {
         n_open += s->models[m].n_waiting > 0;
+        s->models[m].wanting = NONE;
+        if (s->models[m].n_waiting > 0)
+            pages_forecast(s, &s->models[m]);
+    }
+    if (n_open == 0 || s->n_running >= s->config.max_running)
+        return;
     uint32_t n = gather_lanes(s);
     while (n > 0 && n_open > 0 && s->n_running < s->config.max_running) {
         struct rival *top = &s->heap[0];
@@ -250,7 +260,7 @@ static void find_last(const struct sched *s, struct step *step)
     step->reach = step->prefill = NEVER;
     for (uint32_t i = 0; i < step->n_users; i++) {
         const struct user *u = &s->users[s->step_users[i]];
-        if (u->n_waiting > 0 && u->n_running < u->policy.max_running)
+        if (u->lanes != NONE && u->n_running < u->policy.max_running)
             continue;
         uint64_t reach = u->decoded + u->n_decodes * decode_step(s, u);
         if (u->n_decodes > 0 && reach < step->reach) {
@@ -295,11 +305,13 @@ static void share_decodes(struct sched *s, struct step *step, uint32_t limit)
         s->users[s->heap[i].id].quota = s->users[s->heap[i].id].n_decodes;
 }
 
-static void emit(struct step *step, uint32_t slot, uint32_t n_rows)
+static void emit(const struct sched *s, struct step *step, uint32_t slot, uint32_t n_rows)
 {
-    assert(step->n < step->room && n_rows > 0 && n_rows <= step->rows);
+    uint32_t pages = pages_for_next(s, &s->sequences[slot], n_rows);
+    assert(step->n < step->room && n_rows > 0 && n_rows <= step->rows && pages <= step->pages);
     step->work[step->n++] = (struct sched_work){slot, n_rows};
     step->rows -= n_rows;
+    step->pages -= pages;
 }
 
 static void take_decodes(struct sched *s, struct step *step)
@@ -308,14 +320,14 @@ static void take_decodes(struct sched *s, struct step *step)
          slot = s->sequences[slot].next) {
         struct sequence *seq = &s->sequences[slot];
         struct user *u = &s->users[seq->user];
-        if (!can_run(seq) || seq->owed > 1)
+        if (!can_run(seq) || seq->owed > 1 || pages_hold_rows(s, seq, step->pages) == 0)
             continue;
         if (u->quota == 0) {
             seq->n_skipped++;
             continue;
         }
         u->quota--;
-        emit(step, slot, 1);
+        emit(s, step, slot, 1);
     }
     step->n_decodes = step->n;
 }
@@ -372,10 +384,12 @@ static void take_prefill(struct sched *s, struct step *step)
             rivals_sink(s->heap, n, 0);
             continue;
         }
-        uint32_t rows = min_u32(seq->owed, budget);
-        emit(step, top->id, rows);
-        budget -= rows;
-        u->picked += rows_cost(s, seq->owed, rows);
+        uint32_t rows = min_u32(pages_hold_rows(s, seq, step->pages), budget);
+        if (rows > 0) {
+            emit(s, step, top->id, rows);
+            budget -= rows;
+            u->picked += rows_cost(s, seq->owed, minus_or_0(rows, seq->n_again));
+        }
         rivals_pop(s->heap, &n);
     }
 }
@@ -393,6 +407,7 @@ uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struc
     if (step.model == NONE || room == 0)
         return 0;
     s->last_model = step.model;
+    step.pages = s->models[step.model].available;
     survey(s, &step);
     uint32_t limit = min_u32(room, step.rows);
     if (step.n_prefill > 0) {

@@ -14,6 +14,7 @@ static struct sched *make(void)
         .max_sequences = 16, .max_running = 16, .step_rows = 512, .n_models = 1};
     assert_int_equal(sched_new(&c, &s), 0);
     sched_set_pages(s, 0, 100);
+    sched_set_available(s, 0, 100);
     return s;
 }
 

@@ -5,8 +5,16 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <string.h>
 
 #include <cmocka.h>
+
+/* All of them free: pages as such are test_pages.c's business. */
+static void set_pages(struct sched *s, uint32_t model, uint32_t n_pages)
+{
+    sched_set_pages(s, model, n_pages);
+    sched_set_available(s, model, n_pages);
+}
 
 static struct sched *make(uint32_t max_running, uint32_t step_rows, uint32_t n_models,
                           uint32_t n_pages)
@@ -18,7 +26,7 @@ static struct sched *make(uint32_t max_running, uint32_t step_rows, uint32_t n_m
                              .n_models = n_models};
     assert_int_equal(sched_new(&c, &s), 0);
     for (uint32_t m = 0; m < n_models; m++)
-        sched_set_pages(s, m, n_pages);
+        set_pages(s, m, n_pages);
     return s;
 }
 
@@ -68,7 +76,7 @@ static void test_waiting_is_first_come_first_served(void **state)
     struct sched *s = make(8, 8, 1, 10);
     struct sched_work w[8];
     uint32_t model;
-    uint32_t a = add(s, 0, 1, 6), big = add(s, 0, 1, 10), small = add(s, 0, 1, 1);
+    uint32_t a = add(s, 0, 96, 6), big = add(s, 0, 160, 10), small = add(s, 0, 1, 1);
     assert_int_equal(sched_plan(s, 0, &model, w, 8), 1); /* big does not fit, small may not pass */
     assert_int_equal(w[0].slot, a);
     assert_int_equal(sched_position(s, a), 0);
@@ -287,7 +295,7 @@ static void test_each_age_is_one_class_up(void **state)
     struct sched_work w[8];
     uint32_t model;
     assert_int_equal(sched_new(&c, &s), 0);
-    sched_set_pages(s, 0, 100);
+    set_pages(s, 0, 100);
     uint32_t runs = add_at(s, 1, (struct ask){0});
     sched_plan(s, 1, &model, w, 8);
     uint32_t batch = add_at(s, 1, (struct ask){.class = SCHED_CLASS_BATCH});
@@ -328,6 +336,103 @@ static void test_newcomers_have_slots_but_not_for_batch(void **state)
     assert_int_equal(sched_plan(s, 20000001, &model, w, 8), 3); /* it aged by one class */
     assert_int_equal(sched_plan(s, 30000002, &model, w, 8), 4); /* and by the next */
     assert_int_equal(sched_estimate_us(s, batch, 1), 0);
+    sched_free(s);
+}
+
+static uint32_t starts_of_one_uid(uint32_t max_running, uint32_t newcomer_slots,
+                                  enum sched_class class)
+{
+    struct sched_config c = {.max_sequences = 16,
+                             .max_running = max_running,
+                             .step_rows = 64,
+                             .n_models = 1,
+                             .newcomer_slots = newcomer_slots};
+    struct sched *s;
+    struct sched_work w[16];
+    uint32_t model;
+    assert_int_equal(sched_new(&c, &s), 0);
+    set_pages(s, 0, 100);
+    for (int i = 0; i < 16; i++)
+        add_at(s, 1, (struct ask){.uid = 1, .class = class});
+    uint32_t n = sched_plan(s, 1, &model, w, 16);
+    sched_check(s);
+    sched_free(s);
+    return n;
+}
+
+static void test_newcomer_slots_at_their_edges(void **state)
+{
+    (void)state;
+    assert_int_equal(starts_of_one_uid(8, 0, SCHED_CLASS_NORMAL), 7);
+    assert_int_equal(starts_of_one_uid(3, 0, SCHED_CLASS_NORMAL), 3);
+    assert_int_equal(starts_of_one_uid(8, SCHED_NO_NEWCOMER_SLOTS, SCHED_CLASS_NORMAL), 8);
+    assert_int_equal(starts_of_one_uid(8, 1, SCHED_CLASS_NORMAL), 7);
+    assert_int_equal(starts_of_one_uid(8, 7, SCHED_CLASS_NORMAL), 1);
+    assert_int_equal(starts_of_one_uid(8, 8, SCHED_CLASS_BATCH), 1); /* one is for everybody */
+    assert_int_equal(starts_of_one_uid(8, UINT32_MAX - 1, SCHED_CLASS_BATCH), 1);
+    assert_int_equal(starts_of_one_uid(1, 5, SCHED_CLASS_BATCH), 1);
+}
+
+/* With skips_max 1 nobody misses two steps in a row, however far its uid is ahead. */
+static void test_skips_max_1_is_every_other_step(void **state)
+{
+    (void)state;
+    struct sched_config c = {.max_sequences = 16,
+                             .max_running = 16,
+                             .step_rows = 64,
+                             .n_models = 1,
+                             .skips_max = 1,
+                             .lag_rows = 1};
+    struct sched *s;
+    struct sched_work w[16];
+    uint32_t model, ran[16] = {0};
+    bool before[16];
+    assert_int_equal(sched_new(&c, &s), 0);
+    set_pages(s, 0, 100);
+    for (int i = 0; i < 9; i++)
+        add_at(s, 1, (struct ask){.uid = i > 0});
+    memset(before, true, sizeof before);
+    for (int step = 0; step < 200; step++) {
+        bool now[16] = {false};
+        uint32_t n = sched_plan(s, 1, &model, w, 16);
+        for (uint32_t i = 0; i < n; i++) {
+            now[w[i].slot] = true;
+            ran[w[i].slot]++;
+            sched_ran(s, w[i].slot, 1, 1);
+        }
+        for (int i = 0; i < 9; i++)
+            assert_true(now[i] || before[i]);
+        memcpy(before, now, sizeof before);
+    }
+    assert_int_equal(ran[0], 200);
+    assert_in_range(ran[1], 100, 110);
+    sched_free(s);
+}
+
+static void test_lag_and_skips_may_be_as_large_as_can_be(void **state)
+{
+    (void)state;
+    struct sched_config c = {.max_sequences = 16,
+                             .max_running = 16,
+                             .step_rows = 64,
+                             .n_models = 1,
+                             .skips_max = UINT32_MAX,
+                             .lag_rows = UINT32_MAX,
+                             .credit_rows = UINT32_MAX,
+                             .age_us = UINT32_MAX};
+    struct sched *s;
+    struct sched_work w[16];
+    uint32_t model;
+    assert_int_equal(sched_new(&c, &s), 0);
+    set_pages(s, 0, 100);
+    for (int i = 0; i < 9; i++)
+        add_at(s, 1, (struct ask){.uid = i > 0});
+    for (int step = 0; step < 100; step++) {
+        assert_int_equal(sched_plan(s, 1, &model, w, 16), 9); /* nobody is held back */
+        for (uint32_t i = 0; i < 9; i++)
+            sched_ran(s, w[i].slot, 1, 1);
+        sched_check(s);
+    }
     sched_free(s);
 }
 
@@ -468,7 +573,7 @@ static void test_uids_are_recycled_but_not_those_in_use(void **state)
     struct sched_policy p = {.weight = 7};
     enum sched_limit limit;
     assert_int_equal(sched_new(&c, &s), 0);
-    sched_set_pages(s, 0, 100);
+    set_pages(s, 0, 100);
     assert_int_equal(sched_set_policy(s, 1, &p), 0);
     uint32_t slot = add_at(s, 1, (struct ask){.uid = 2});
     add_at(s, 1, (struct ask){.uid = 3});
@@ -593,12 +698,18 @@ static void test_fewer_pages_let_wait_until_they_come_back(void **state)
     (void)state;
     struct sched *s = make(8, 8, 1, 10);
     struct sched_work w[8];
-    uint32_t model, a = add(s, 0, 1, 8), b = add(s, 0, 1, 3);
+    uint32_t model, a = add(s, 0, 128, 8), b = add(s, 0, 48, 3), slot;
+    struct sched_request r = {.uid = 1000, .n_rows = 1, .n_pages = 6};
     assert_int_equal(sched_plan(s, 0, &model, w, 8), 1);
     sched_set_pages(s, 0, 5);
-    assert_int_equal(sched_plan(s, 0, &model, w, 8), 1);
+    assert_int_equal(sched_add(s, &r, 0, &slot, NULL), -E2BIG);
+    sched_set_available(s, 0, 0); /* a took its eight */
+    sched_ran(s, a, 128, 1);
+    assert_int_equal(sched_plan(s, 0, &model, w, 8), 1); /* it runs in what it has */
+    assert_int_equal(w[0].slot, a);
     sched_check(s);
     sched_remove(s, a);
+    sched_set_available(s, 0, 5);
     assert_int_equal(sched_plan(s, 0, &model, w, 8), 1);
     assert_int_equal(w[0].slot, b);
     sched_free(s);
@@ -620,6 +731,9 @@ int main(void)
         cmocka_unit_test(test_what_running_sequences_owe_counts_for_starts),
         cmocka_unit_test(test_each_age_is_one_class_up),
         cmocka_unit_test(test_newcomers_have_slots_but_not_for_batch),
+        cmocka_unit_test(test_newcomer_slots_at_their_edges),
+        cmocka_unit_test(test_skips_max_1_is_every_other_step),
+        cmocka_unit_test(test_lag_and_skips_may_be_as_large_as_can_be),
         cmocka_unit_test(test_limits_that_refuse_name_themselves),
         cmocka_unit_test(test_tokens_a_minute_are_a_bucket),
         cmocka_unit_test(test_a_prompt_that_never_ran_is_paid_back),

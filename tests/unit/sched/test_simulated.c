@@ -28,7 +28,10 @@ static struct sim *make(struct sched_config config, uint32_t fixed_us, uint32_t 
     config.max_sequences = config.max_sequences > 0 ? config.max_sequences : 1024;
     config.step_rows = config.step_rows > 0 ? config.step_rows : 512;
     assert_int_equal(sched_new(&config, &sim->sched), 0);
-    sched_set_pages(sim->sched, 0, 1000000);
+    sim->pages = 1000000;
+    sim->page_tokens = 16;
+    sched_set_pages(sim->sched, 0, sim->pages);
+    sched_set_available(sim->sched, 0, sim->pages);
     sim->fixed_us = fixed_us;
     sim->decode_us = decode_us;
     sim->prefill_us = prefill_us;
@@ -321,6 +324,111 @@ static void test_prefill_runs_at_least_2_rows(void **state)
     done(sim);
 }
 
+/* ---- overcommit ------------------------------------------------------------------------------ */
+
+struct load {
+    const char *what;
+    uint32_t n_uids, n_clients, prompt, answer;
+    bool mixed; /* lengths vary by client */
+    uint32_t save_percent, again_percent_max;
+};
+
+/* All clients at their longest need three times what there is. */
+static void overcommitted(const struct load *l)
+{
+    struct sched_config c = {.max_running = 64};
+    struct sim *sim = make(c, GPU_FIXED, GPU_DECODE, 20);
+    sim->save_percent = l->save_percent;
+    uint64_t need = 0;
+    for (uint32_t i = 0; i < l->n_clients; i++) {
+        uint32_t scale = l->mixed ? 1 + i / l->n_uids % 4 : 2;
+        struct sim_client *client =
+            sim_client(sim, 1, i % l->n_uids, l->prompt * scale / 2, l->answer * scale / 2);
+        need += sim_pages_for(sim, client->prompt + client->answer);
+    }
+    sim->pages = (uint32_t)(need / 3);
+    sched_set_pages(sim->sched, 0, sim->pages);
+    uint64_t held = 0;
+    for (int i = 0; i < 20000; i++) {
+        assert_true(sim_step(sim));
+        held += sim->pages - sim_available(sim);
+        if (i % 16 == 0)
+            sched_check(sim->sched);
+    }
+    uint64_t done_min = UINT64_MAX, wait = 0, gap = 0, done_all = 0;
+    for (uint32_t i = 0; i < l->n_clients; i++) {
+        struct sim_client *client = &sim->clients[i];
+        done_min = client->n_done < done_min ? client->n_done : done_min;
+        done_all += client->n_done;
+        wait = client->wait_us_max > wait ? client->wait_us_max : wait;
+        gap = client->gap_us_max > gap ? client->gap_us_max : gap;
+    }
+    print_message("3x overcommit, %-34s %4.1f%% of rows twice, %5.2f preemptions an answer (at "
+                  "most %2u), %4.1f%% of pages held, %5.0f tokens/s, done %" PRIu64
+                  " (fewest %" PRIu64 "), longest wait %5.1f s, gap %5.1f s\n",
+                  l->what, 100.0 * (double)sim->n_again / (double)sim->n_rows,
+                  (double)sim->n_preempted / (double)done_all, sim->preempt_again_max,
+                  (double)held / 20000 * 100 / sim->pages, tokens_per_s(sim), done_all, done_min,
+                  (double)wait / 1e6, (double)gap / 1e6);
+    assert_true(sim->n_preempted > 0);
+    assert_true(sim->n_again * 100 <= sim->n_rows * l->again_percent_max);
+    assert_true(sim->n_preempted < done_all);
+    assert_true(sim->preempt_again_max <= 8);
+    /* It climbs to the top in two ages, and then one that runs has to end. */
+    assert_true(wait < 20000000 + UINT64_C(2) * l->answer * 2 * 15000);
+    assert_true(done_min * 4 * (l->mixed ? 4 : 1) >= done_all / l->n_clients);
+    done(sim);
+}
+
+/* Two uids, equal weights, a third of the pages that all would need: equal shares all the same. */
+static void share_overcommitted(uint32_t n_first, uint32_t n_second)
+{
+    struct sched_config c = {.max_running = 64};
+    struct sim *sim = make(c, CPU_FIXED, CPU_DECODE, 200);
+    sim_client(sim, n_first, 1, 64, 600);
+    sim_client(sim, n_second, 2, 64, 600);
+    sim->pages = (n_first + n_second) * sim_pages_for(sim, 664) / 3;
+    sched_set_pages(sim->sched, 0, sim->pages);
+    run(sim, 2000);
+    uint64_t before = sim->n_tokens, first = sim_tokens(sim, 1);
+    run(sim, 20000);
+    print_message("3x overcommit, %2u and %2u clients: the first uid has %4.1f%%, %" PRIu64
+                  " preemptions\n",
+                  n_first, n_second,
+                  100.0 * (double)(sim_tokens(sim, 1) - first) / (double)(sim->n_tokens - before),
+                  sim->n_preempted);
+    assert_true(sim->n_preempted > 0);
+    assert_share(sim_tokens(sim, 1) - first, sim->n_tokens - before, 0.45, 0.55);
+    done(sim);
+}
+
+static void test_overcommitted_shares_are_equal(void **state)
+{
+    (void)state;
+    share_overcommitted(16, 16);
+    share_overcommitted(4, 28);
+    share_overcommitted(1, 31);
+}
+
+static void test_overcommit_does_not_thrash(void **state)
+{
+    (void)state;
+    const struct load loads[] = {
+        {"1 uid, 32 equal", 1, 32, 64, 600, false, 0, 30},
+        {"1 uid, 32 of 4 lengths", 1, 32, 64, 600, true, 0, 30},
+        {"2 uids, 32 equal", 2, 32, 64, 600, false, 0, 30},
+        {"2 uids, 32 of 4 lengths", 2, 32, 64, 600, true, 0, 30},
+        {"8 uids, 32 of 4 lengths", 8, 32, 64, 600, true, 0, 30},
+        {"32 uids, 32 equal", 32, 32, 64, 600, false, 0, 30},
+        {"32 uids, 64 of 2 lengths", 32, 64, 64, 600, true, 0, 30},
+        {"8 uids, 64, long prompts", 8, 64, 600, 200, true, 0, 30},
+        {"8 uids, 64, very long answers", 8, 64, 16, 2000, true, 0, 30},
+        {"8 uids, 32 of 4 lengths, half saved", 8, 32, 64, 600, true, 50, 30},
+    };
+    for (size_t i = 0; i < sizeof loads / sizeof *loads; i++)
+        overcommitted(&loads[i]);
+}
+
 /* ---- everything at once ---------------------------------------------------------------------- */
 
 static uint32_t draw(uint64_t *x, uint32_t n)
@@ -330,16 +438,24 @@ static uint32_t draw(uint64_t *x, uint32_t n)
 }
 
 struct life {
-    bool live;
-    uint32_t owed, left;
+    bool live, saved;
+    uint32_t model, owed, left, done, n_pages;
 };
+
+#define RANDOM_PAGE 4u
+
+static uint32_t random_pages(uint32_t n_rows)
+{
+    return (n_rows + RANDOM_PAGE - 1) / RANDOM_PAGE;
+}
 
 static void random_add(struct sched *s, struct life *lives, uint64_t *x, uint64_t now)
 {
+    uint32_t n_rows = 1 + draw(x, 60), left = 1 + draw(x, 20);
     struct sched_request r = {.model = draw(x, 3),
                               .uid = draw(x, 9),
-                              .n_rows = 1 + draw(x, 60),
-                              .n_pages = 1 + draw(x, 9),
+                              .n_rows = n_rows,
+                              .n_pages = random_pages(n_rows + left),
                               .class = (enum sched_class)draw(x, 3),
                               .deadline_us = draw(x, 3) == 0 ? now + draw(x, 100000) : 0};
     uint32_t slot = 0;
@@ -348,7 +464,8 @@ static void random_add(struct sched *s, struct life *lives, uint64_t *x, uint64_
     assert_int_equal(rc == -EDQUOT, limit != SCHED_LIMIT_NONE);
     if (rc == 0) {
         assert_false(lives[slot].live);
-        lives[slot] = (struct life){true, r.n_rows, 1 + draw(x, 20)};
+        lives[slot] = (struct life){
+            .live = true, .model = r.model, .owed = n_rows, .left = left, .n_pages = r.n_pages};
         assert_true(sched_position(s, slot) < 64);
         assert_true(sched_estimate_us(s, slot, now) >= now);
     } else if (limit == SCHED_LIMIT_TOKENS) {
@@ -356,7 +473,7 @@ static void random_add(struct sched *s, struct life *lives, uint64_t *x, uint64_
     }
 }
 
-static void random_disturb(struct sched *s, struct life *lives, uint64_t *x)
+static void random_disturb(struct sched *s, struct life *lives, uint64_t *x, uint32_t *pages)
 {
     uint32_t slot = draw(x, 64);
     if (lives[slot].live && draw(x, 2) == 0)
@@ -368,8 +485,11 @@ static void random_disturb(struct sched *s, struct life *lives, uint64_t *x)
         sched_remove(s, slot);
         lives[slot].live = false;
     }
-    if (draw(x, 200) == 0)
-        sched_set_pages(s, draw(x, 3), 9 + draw(x, 20));
+    if (draw(x, 200) == 0) {
+        uint32_t model = draw(x, 3);
+        pages[model] = 9 + draw(x, 20);
+        sched_set_pages(s, model, pages[model]);
+    }
     if (draw(x, 100) == 0) {
         struct sched_policy p = {draw(x, 10001),      draw(x, 4),  draw(x, 9),
                                  draw(x, 2) * 100000, draw(x, 20), (enum sched_class)draw(x, 3)};
@@ -378,10 +498,63 @@ static void random_disturb(struct sched *s, struct life *lives, uint64_t *x)
     }
 }
 
-static uint32_t random_step(struct sched *s, struct life *lives, uint64_t *x, uint64_t *now)
+static uint32_t random_available(const struct life *lives, uint32_t model, uint32_t pages)
+{
+    uint32_t held = 0;
+    for (int slot = 0; slot < 64; slot++)
+        if (lives[slot].live && lives[slot].model == model && !lives[slot].saved)
+            held += random_pages(lives[slot].done);
+    return held < pages ? pages - held : 0;
+}
+
+static void random_preempt(struct sched *s, struct life *l, uint32_t slot, uint64_t *x)
+{
+    l->saved = l->done > 0 && draw(x, 2) == 0;
+    if (!l->saved) {
+        l->owed += l->done;
+        l->done = 0;
+    }
+    sched_preempted(s, slot, l->owed, random_pages(l->done + l->owed));
+    sched_check(s);
+}
+
+static void random_relieve(struct sched *s, struct life *lives, uint64_t *x, uint64_t now,
+                           const uint32_t *pages)
+{
+    for (uint32_t m = 0; m < 3; m++) {
+        uint32_t victim, n = 0;
+        sched_set_available(s, m, random_available(lives, m, pages[m]));
+        while ((victim = sched_victim(s, m, now)) != UINT32_MAX) {
+            assert_true(victim < 64 && lives[victim].live && lives[victim].model == m);
+            assert_int_equal(sched_position(s, victim), 0); /* it runs */
+            assert_true(++n <= 10);
+            random_preempt(s, &lives[victim], victim, x);
+            sched_set_available(s, m, random_available(lives, m, pages[m]));
+        }
+    }
+}
+
+/* A cache may have some of what a sequence starts with. */
+static void random_begin(struct sched *s, struct life *l, struct sched_work *w, uint64_t *x)
+{
+    if (l->done == 0 && l->owed > 1 && draw(x, 4) == 0) {
+        uint32_t found = draw(x, l->owed - 1) + 1;
+        sched_found(s, w->slot, found);
+        sched_check(s);
+        l->done = found;
+        l->owed -= found;
+        w->n_rows = w->n_rows < l->owed ? w->n_rows : l->owed;
+    }
+    l->saved = false;
+}
+
+static uint32_t random_step(struct sched *s, struct life *lives, uint64_t *x, uint64_t *now,
+                            const uint32_t *pages)
 {
     struct sched_work w[12];
+    random_relieve(s, lives, x, *now, pages);
     uint32_t model = 99, rows = 0, n = sched_plan(s, *now, &model, w, 12), finished = 0;
+    uint32_t available = n > 0 ? random_available(lives, model, pages[model]) : 0;
     bool seen[64] = {false};
     uint32_t kinds[2] = {0};
     *now += 500 + draw(x, 20000);
@@ -389,10 +562,15 @@ static uint32_t random_step(struct sched *s, struct life *lives, uint64_t *x, ui
         struct life *l = &lives[w[i].slot];
         assert_true(l->live && !seen[w[i].slot]);
         assert_in_range(w[i].n_rows, 1, l->owed);
+        uint32_t held = l->saved ? 0 : random_pages(l->done);
+        random_begin(s, l, &w[i], x);
         seen[w[i].slot] = true;
         rows += w[i].n_rows;
         kinds[w[i].n_rows > 1] += w[i].n_rows;
         l->owed -= w[i].n_rows;
+        l->done += w[i].n_rows;
+        assert_true(random_pages(l->done) - held <= available);
+        available -= random_pages(l->done) - held;
         bool drew = l->owed == 0;
         l->owed += drew && --l->left > 0;
         sched_ran(s, w[i].slot, w[i].n_rows, drew && l->owed > 0);
@@ -412,15 +590,19 @@ static void test_random_traffic_keeps_every_invariant(void **state)
 {
     (void)state;
     uint32_t finished = 0;
+    uint64_t n_preemptions = 0;
     for (uint64_t seed = 1; seed <= 20; seed++) {
         struct sched_config c = {.max_sequences = 64,
                                  .max_running = 10,
                                  .step_rows = 24,
                                  .n_models = 3,
+                                 .page_tokens = RANDOM_PAGE,
+                                 .park_us = 200000,
                                  .n_users_max = 6,
                                  .age_us = 100000};
         struct sched *s;
         struct life lives[64] = {{false}};
+        uint32_t pages[3] = {20, 20, 20};
         uint64_t x = seed, now = 0;
         assert_int_equal(sched_new(&c, &s), 0);
         for (uint32_t m = 0; m < 3; m++)
@@ -428,25 +610,30 @@ static void test_random_traffic_keeps_every_invariant(void **state)
         for (int i = 0; i < 2000; i++) {
             if (draw(&x, 3) != 0)
                 random_add(s, lives, &x, now);
-            random_disturb(s, lives, &x);
-            finished += random_step(s, lives, &x, &now);
+            random_disturb(s, lives, &x, pages);
+            finished += random_step(s, lives, &x, &now, pages);
             sched_check(s);
         }
-        for (uint32_t m = 0; m < 3; m++) /* nobody is left behind */
-            sched_set_pages(s, m, 30);
+        n_preemptions += sched_count(s).n_preemptions;
+        for (uint32_t m = 0; m < 3; m++) { /* nobody is left behind */
+            pages[m] = 28;
+            sched_set_pages(s, m, pages[m]);
+        }
         for (uint32_t slot = 0; slot < 64; slot++)
             if (lives[slot].live)
                 sched_resume(s, slot);
         for (uint32_t uid = 0; uid < 9; uid++)
             sched_set_policy(s, uid, NULL);
         for (int i = 0; i < 3000; i++)
-            random_step(s, lives, &x, &now);
+            random_step(s, lives, &x, &now, pages);
         struct sched_counts counts = sched_count(s);
         assert_int_equal(counts.n_waiting + counts.n_running + counts.n_parked, 0);
         sched_check(s);
         sched_free(s);
     }
-    print_message("random traffic: %u finished\n", finished);
+    print_message("random traffic: %u finished, %" PRIu64 " preemptions\n", finished,
+                  n_preemptions);
+    assert_true(n_preemptions > 500);
     assert_true(finished > 3000);
 }
 
@@ -489,6 +676,39 @@ static void measure(const char *what, uint32_t n_users, uint32_t n_clients, uint
     done(sim);
 }
 
+/* Pages for a third: some uids' requests wait for them, and what runs is preempted for the rest. */
+static void measure_pressure(const char *what, uint32_t n_users)
+{
+    struct sched_config c = {.max_running = 256, .max_sequences = 4096};
+    struct sim *sim = make(c, CPU_FIXED, CPU_DECODE, 500);
+    struct sched_work w[SIM_ROOM];
+    uint32_t model, n_running = 0;
+    double plan_us = 0, victim_us = 0;
+    for (uint32_t i = 0; i < 512; i++)
+        sim_client(sim, 1, i % n_users, 64, 400);
+    sim->pages = 512 * sim_pages_for(sim, 464) / 3;
+    sched_set_pages(sim->sched, 0, sim->pages);
+    run(sim, 600);
+    for (int i = 0; i < 2000; i++) {
+        sim_submit(sim);
+        sim_relieve(sim);
+        double from = wall_us();
+        (void)sched_victim(sim->sched, 0, sim->now_us);
+        double asked = wall_us();
+        uint32_t n = sched_plan(sim->sched, sim->now_us, &model, w, SIM_ROOM);
+        plan_us += wall_us() - asked;
+        victim_us += asked - from;
+        n_running += sched_count(sim->sched).n_running;
+        sim->now_us += 5000;
+        sim->n_steps++;
+        for (uint32_t j = 0; j < n; j++)
+            sim_ran(sim, &w[j], sim->now_us);
+    }
+    print_message("%-62s plan %5.1f us, victim %4.1f us, %u running\n", what, plan_us / 2000,
+                  victim_us / 2000, n_running / 2000);
+    done(sim);
+}
+
 /* 4,095 requests wait behind one that runs. */
 static void measure_queue(const char *what, uint32_t n_users)
 {
@@ -501,6 +721,7 @@ static void measure_queue(const char *what, uint32_t n_users)
     for (uint32_t i = 0; i < 4096; i++) {
         struct sched_request r = {.uid = i % n_users,
                                   .n_rows = 1,
+                                  .n_pages = 1,
                                   .class = (enum sched_class)draw(&x, 3),
                                   .deadline_us = 1 + draw(&x, 1000)};
         assert_int_equal(sched_add(sim->sched, &r, 1, &slot, NULL), 0);
@@ -532,6 +753,8 @@ static void test_cost_of_a_step(void **state)
     measure("256 decodes of 256 uids, 128 rows: quotas by heap", 256, 256, 16, 400, 128);
     measure("256 running, 512 clients of 100 uids, answers of 4: starts", 100, 512, 16, 4, 512);
     measure("256 long prompts of 256 uids: who gets prefill", 256, 256, 4000, 4, 512);
+    measure_pressure("512 clients of 4 uids, pages for a third", 4);
+    measure_pressure("512 clients of 256 uids, pages for a third", 256);
     measure_queue("4095 waiting of 1 uid", 1);
     measure_queue("4095 waiting of 256 uids", 256);
 }
@@ -553,6 +776,8 @@ int main(void)
         cmocka_unit_test(test_tokens_a_minute),
         cmocka_unit_test(test_a_long_prompt_lengthens_decode_steps_by_a_stated_share),
         cmocka_unit_test(test_prefill_runs_at_least_2_rows),
+        cmocka_unit_test(test_overcommitted_shares_are_equal),
+        cmocka_unit_test(test_overcommit_does_not_thrash),
         cmocka_unit_test(test_random_traffic_keeps_every_invariant),
         cmocka_unit_test(test_cost_of_a_step),
     };

@@ -147,12 +147,12 @@ static int parse_policies(struct daemon *d, struct report *report)
 }
 
 /* The last policy of "default", if there is one. */
-static struct sched_policy default_policy(const struct daemon *d)
+static struct policy default_policy(const struct daemon *d)
 {
-    struct sched_policy everybody = {0};
+    struct policy everybody = {0};
     for (uint32_t i = 0; i < d->config->n_policies; i++)
         if (d->policies[i].is_default)
-            everybody = d->policies[i].sched;
+            everybody = d->policies[i];
     return everybody;
 }
 
@@ -160,7 +160,8 @@ static int set_policies(struct daemon *d, struct report *report)
 {
     for (uint32_t i = 0; i < d->config->n_policies; i++) {
         const struct policy *p = &d->policies[i];
-        if (!p->is_default && dispatch_set_policy(d->dispatch, p->uid, &p->sched) < 0)
+        if (!p->is_default && (dispatch_set_policy(d->dispatch, p->uid, &p->sched) < 0 ||
+                               dispatch_set_domain(d->dispatch, p->uid, p->domain) < 0))
             return report_fail(report, INFER_E_INVALID, "--policy: too many users");
     }
     return 0;
@@ -168,12 +169,23 @@ static int set_policies(struct daemon *d, struct report *report)
 
 static int start_serving(struct daemon *d, struct report *report)
 {
+    const struct config *c = d->config;
+    struct policy everybody = default_policy(d);
     struct dispatch_config config = {.models = d->models,
                                      .n_models = d->n_models,
-                                     .max_running = d->config->parallel,
+                                     .max_running = c->parallel,
                                      .step_rows = INFER_STEP_ROWS_MAX,
-                                     .policy = default_policy(d),
-                                     .spin_us = d->config->spin_us,
+                                     .policy = everybody.sched,
+                                     .shared_domain = everybody.domain,
+                                     .skips_max = c->skips_max,
+                                     .newcomer_slots = c->newcomer_slots,
+                                     .slow_preempt_us = 1000000ull * c->slow_reader_preempt_s,
+                                     .slow_cancel_us = 1000000ull * c->slow_reader_timeout_s,
+                                     .conversation_idle_us = 1000000ull * c->conversation_idle_s,
+                                     .swap_bytes = c->swap_memory_bytes,
+                                     .swap_file_bytes = c->swap_file_bytes,
+                                     .state_directory = c->state_directory,
+                                     .spin_us = c->spin_us,
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
                                      .on_close = server_on_close,

@@ -9,13 +9,11 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-/* Exit status when the backend is lost: sysexits' EX_TEMPFAIL, so that a supervisor restarts us. */
-#define EXIT_BACKEND_LOST 75
 
 /* ---- messages -------------------------------------------------------------------------------- */
 
@@ -96,7 +94,7 @@ void dispatch_clear_stalled(struct dispatch *d, struct job *job)
             break;
         }
     job->stalled = false;
-    if (job->slot != JOB_NO_SLOT)
+    if (job->slot != JOB_NO_SLOT && !job->fetching)
         sched_resume(d->sched, job->slot);
 }
 
@@ -120,114 +118,35 @@ void dispatch_flush(struct dispatch *d, struct job *job)
     }
 }
 
-void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
-                     const char *text)
+static void slow_reader(struct dispatch *d, struct job *job)
 {
-    d->n_failed += code != 0;
-    dispatch_leave_sched(d, job);
-    job_finish(job, finish, code, text);
-    if (job->sequence != NULL) /* whatever the client has still to read */
-        engine_sequence_end(job->sequence);
-    dispatch_hold(d, job);
-    dispatch_flush(d, job);
+    char text[INFER_DETAIL_MAX];
+    snprintf(text, sizeof text, "the token ring was full for %.3g seconds",
+             (double)d->config.slow_cancel_us / 1e6);
+    dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_SLOW_READER, text);
+}
+
+/* The list changes when a job is flushed, and others of its request may go with one that ends: it
+ * is walked anew after each that was ended. */
+static bool flush_stalled_once(struct dispatch *d, uint64_t now_us)
+{
+    for (struct job *job = d->stalled, *next; job != NULL; job = next) {
+        next = job->next_stalled;
+        bool runs = job->phase == JOB_RUNNING || job->phase == JOB_HELD;
+        if (runs && now_us - job->stalled_since_us > d->config.slow_cancel_us) {
+            slow_reader(d, job);
+            return true;
+        }
+        dispatch_flush(d, job);
+    }
+    return false;
 }
 
 static void flush_stalled(struct dispatch *d)
 {
     uint64_t now = clock_us();
-    for (struct job *job = d->stalled, *next; job != NULL; job = next) {
-        next = job->next_stalled;
-        if (job->phase == JOB_RUNNING && now - job->stalled_since_us > DISPATCH_SLOW_READER_US)
-            dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_SLOW_READER,
-                            "the token ring was full for 20 seconds");
-        else
-            dispatch_flush(d, job);
-    }
-}
-
-/* ---- the step -------------------------------------------------------------------------------- */
-
-static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uint64_t now_us)
-{
-    struct engine_sequence *s = job->sequence;
-    bool finished = s->kind == ENGINE_SCORE ? engine_sequence_rows(s) == 0
-                                            : s->output.has_token && s->output.finish != 0;
-    sched_ran(d->sched, job->slot, n_rows, !finished && s->output.has_token);
-    if (s->output.has_token) {
-        job->token_due = true;
-        job->text_sent = 0;
-        job->last_token_us = now_us;
-        if (job->first_token_us == 0)
-            job->first_token_us = now_us;
-    }
-    if (finished)
-        dispatch_finish(d, job, s->kind == ENGINE_SCORE ? INFER_FINISH_NONE : s->output.finish, 0,
-                        NULL);
-    else if (s->output.has_token)
-        dispatch_flush(d, job);
-}
-
-static void fail_all(struct dispatch *d, int code, const char *text)
-{
-    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX; slot++)
-        if (d->by_slot[slot] != NULL)
-            dispatch_finish(d, d->by_slot[slot], INFER_FINISH_ERROR, code, text);
-}
-
-static void step_failed(struct dispatch *d, const struct engine_model *m, uint32_t n, int rc)
-{
-    const char *why = m->api->last_error(m->backend);
-    log_error("%s: a step failed: %s", m->name, why);
-    if (rc == -ENODEV) {
-        d->stopping = true;
-        fail_all(d, INFER_E_BACKEND_LOST, why);
-        loop_stop(d->config.loop, EXIT_BACKEND_LOST);
-        return;
-    }
-    for (uint32_t i = 0; i < n; i++)
-        if (d->by_slot[d->plan[i].slot] != NULL)
-            dispatch_finish(d, d->by_slot[d->plan[i].slot], INFER_FINISH_ERROR, INFER_E_BACKEND,
-                            why);
-}
-
-/* A job's first step: what the cache has of its prompt need not run. */
-static void begin(struct dispatch *d, struct job *job, struct sched_work *work, uint64_t now_us)
-{
-    job->started_us = now_us;
-    uint32_t found = engine_sequence_begin(job->sequence);
-    if (found == 0)
-        return;
-    sched_found(d->sched, work->slot, found);
-    uint32_t owed = engine_sequence_rows(job->sequence);
-    if (work->n_rows > owed)
-        work->n_rows = owed;
-}
-
-/* True when there was something to run. */
-static bool run_step(struct dispatch *d)
-{
-    uint32_t model = 0;
-    uint64_t from = clock_us();
-    uint32_t n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
-    if (n == 0)
-        return false;
-    struct engine_model *m = &d->config.models[model];
-    for (uint32_t i = 0; i < n; i++) {
-        struct job *job = d->by_slot[d->plan[i].slot];
-        if (job->started_us == 0)
-            begin(d, job, &d->plan[i], from);
-        d->work[i] = (struct engine_work){job->sequence, d->plan[i].n_rows};
-    }
-    int rc = engine_step(m, d->work, n);
-    if (rc < 0) {
-        step_failed(d, m, n, rc);
-        return true;
-    }
-    uint64_t to = clock_us();
-    dispatch_count_step(d, model, n, from, to);
-    for (uint32_t i = 0; i < n; i++)
-        after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
-    return true;
+    while (flush_stalled_once(d, now))
+        ;
 }
 
 /* ---- clients --------------------------------------------------------------------------------- */
@@ -297,6 +216,9 @@ static bool take_messages(struct dispatch *d)
         case MESSAGE_PREPARED:
             dispatch_prepared(d, m->job);
             break;
+        case MESSAGE_SWAPPED:
+            dispatch_swapped(d, m->saved);
+            break;
         case MESSAGE_STOP:
             d->stopping = true;
             break;
@@ -358,6 +280,8 @@ static void tick(struct dispatch *d, uint64_t now_us)
         else if (job->wants_queue)
             tell_position(d, job, now_us);
     }
+    dispatch_tick_held(d, now_us);
+    d->retry_held = true;
     dispatch_write_page(d, now_us);
 }
 
@@ -401,9 +325,10 @@ static void sleep_until_woken(struct dispatch *d)
     for (struct client *client = d->clients; client != NULL; client = client->next)
         came |= !client->closed && session_sleep(client->session);
     if (!came && !atomic_load_explicit(&d->inbox.any, memory_order_seq_cst)) {
-        /* A parked client does not ring when it made room: look again soon. */
-        struct timespec soon = {0, 2000000};
-        syscall(SYS_futex, &d->wake, FUTEX_WAIT_PRIVATE, seen, d->stalled ? &soon : NULL, NULL, 0);
+        /* A parked client does not ring when it made room, and a limit's minute passes unheard. */
+        struct timespec soon = {0, d->stalled != NULL ? 2000000 : 1000 * DISPATCH_TICK_US};
+        bool look = d->stalled != NULL || d->held != NULL;
+        syscall(SYS_futex, &d->wake, FUTEX_WAIT_PRIVATE, seen, look ? &soon : NULL, NULL, 0);
     }
     atomic_store_explicit(&d->asleep, false, memory_order_seq_cst);
     for (struct client *client = d->clients; client != NULL; client = client->next)
@@ -415,7 +340,7 @@ static void sleep_until_woken(struct dispatch *d)
 
 static void end_everything(struct dispatch *d)
 {
-    fail_all(d, INFER_E_SHUTDOWN, "the daemon is stopping");
+    dispatch_fail_all(d, INFER_E_SHUTDOWN, "the daemon is stopping");
     for (struct client *client = d->clients; client != NULL; client = client->next) {
         for (struct job *job = client->jobs, *next; job != NULL; job = next) {
             next = job->next;
@@ -448,9 +373,11 @@ bool dispatch_turn(struct dispatch *d)
     busy |= poll_clients(d);
     if (d->stalled != NULL)
         flush_stalled(d);
+    if (d->retry_held)
+        dispatch_retry_held(d, clock_us());
     if (busy)
         publish(d); /* QUEUED must not wait for the step */
-    busy |= run_step(d);
+    busy |= dispatch_step(d);
     publish(d);
     uint64_t now = clock_us();
     if (now >= d->tick_us)
@@ -484,12 +411,57 @@ static void *prepare_main(void *arg)
                 free(m);
                 return NULL;
             }
-            job_prepare(m->job);
-            /* The message that brought the job brings it back: no memory is needed. */
+            if (m->kind == MESSAGE_SWAPPED)
+                swap_transfer(m->saved);
+            else
+                job_prepare(m->job);
+            /* The message that brought it brings it back: no memory is needed. */
             queue_append(&d->inbox, m);
             dispatch_wake(d);
         }
     }
+}
+
+static void fill_defaults(struct dispatch_config *c)
+{
+    if (c->slow_preempt_us == 0)
+        c->slow_preempt_us = DISPATCH_SLOW_PREEMPT_US;
+    if (c->slow_cancel_us == 0)
+        c->slow_cancel_us = DISPATCH_SLOW_READER_US;
+    if (c->conversation_idle_us == 0)
+        c->conversation_idle_us = DISPATCH_CONVERSATION_IDLE_US;
+    for (uint32_t i = 0; i < c->n_models && c->swap_bytes == 0; i++) {
+        const struct engine_model *m = &c->models[i];
+        c->swap_bytes += m->memory.page_bytes * m->state.n_pages / DISPATCH_SWAP_SHARE;
+    }
+}
+
+/* A store without its file is a store. */
+static int new_swap(struct dispatch *d)
+{
+    const struct dispatch_config *c = &d->config;
+    int error = 0;
+    int rc = swap_new(c->swap_bytes, c->swap_file_bytes, c->state_directory, &d->swap, &error);
+    if (rc == 0 && error < 0)
+        log_warning("no swap file in %s: %s; states of preempted sequences stay in memory",
+                    c->state_directory, strerror(-error));
+    return rc;
+}
+
+static int new_sched(struct dispatch *d)
+{
+    const struct dispatch_config *c = &d->config;
+    uint64_t park_us = c->slow_preempt_us;
+    struct sched_config sched = {.max_sequences = INFER_SEQUENCES_MAX,
+                                 .max_running = c->max_running,
+                                 .step_rows = c->step_rows,
+                                 .n_models = c->n_models,
+                                 .page_tokens = c->models[0].state.page_tokens,
+                                 .park_us = park_us < UINT32_MAX ? (uint32_t)park_us : UINT32_MAX,
+                                 .policy = c->policy,
+                                 .skips_max = c->skips_max,
+                                 .newcomer_slots = c->newcomer_slots};
+    return sched_new(&sched, &d->sched);
 }
 
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
@@ -498,19 +470,15 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     if (d == NULL)
         return -ENOMEM;
     d->config = *config;
+    fill_defaults(&d->config);
     d->start_us = clock_us();
     queue_init(&d->inbox);
     queue_init(&d->prepare);
-    struct sched_config sched = {.max_sequences = INFER_SEQUENCES_MAX,
-                                 .max_running = config->max_running,
-                                 .step_rows = config->step_rows,
-                                 .n_models = config->n_models,
-                                 .policy = config->policy};
     d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);
     d->plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->plan);
     d->work = calloc(INFER_STEP_SEQS_MAX, sizeof *d->work);
-    if (d->by_slot == NULL || d->plan == NULL || d->work == NULL ||
-        sched_new(&sched, &d->sched) < 0) {
+    if (d->by_slot == NULL || d->plan == NULL || d->work == NULL || new_sched(d) < 0 ||
+        new_swap(d) < 0 || dispatch_conversations_new(d) < 0) {
         dispatch_free(d);
         return -ENOMEM;
     }
@@ -524,7 +492,26 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
 
 int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_policy *policy)
 {
-    return sched_set_policy(d->sched, uid, policy);
+    struct special_user *user;
+    int rc = sched_set_policy(d->sched, uid, policy);
+    if (rc == 0)
+        rc = dispatch_special_user(d, uid, &user);
+    if (rc < 0)
+        return rc;
+    user->has_policy = policy != NULL;
+    user->max_waiting = policy != NULL ? policy->max_waiting : 0;
+    return 0;
+}
+
+int dispatch_set_domain(struct dispatch *d, uint32_t uid, uint32_t shared_domain)
+{
+    struct special_user *user;
+    int rc = dispatch_special_user(d, uid, &user);
+    if (rc < 0)
+        return rc;
+    user->has_domain = true;
+    user->domain = shared_domain;
+    return 0;
 }
 
 int dispatch_start(struct dispatch *d)
@@ -564,7 +551,10 @@ void dispatch_free(struct dispatch *d)
 {
     queue_done(&d->inbox);
     queue_done(&d->prepare);
+    conversations_free(d->conversations);
+    swap_free(d->swap);
     sched_free(d->sched);
+    free(d->users);
     free(d->by_slot);
     free(d->plan);
     free(d->work);

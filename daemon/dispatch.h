@@ -28,8 +28,19 @@ struct dispatch_config {
     uint32_t max_running;
     uint32_t step_rows;
     struct sched_policy policy; /* of every user that has none of his own */
-    uint32_t spin_us;           /* how long the engine thread polls before it sleeps */
-    int cpu; /* where the engine thread runs, beside the backend's workers; -1: anywhere */
+    uint32_t shared_domain;     /* of every user that has none of his own; 0: his alone */
+    uint32_t skips_max;         /* of struct sched_config; 0: its default */
+    uint32_t newcomer_slots;    /* likewise */
+    /* A client that leaves its ring full: after the one its pages may be taken, after the other the
+     * request ends. 0: 10 s, 20 s. */
+    uint64_t slow_preempt_us, slow_cancel_us;
+    uint64_t conversation_idle_us; /* one that nobody continues for so long is forgotten; 0: 4 h */
+    /* Where the states of preempted sequences go: host memory (0: a quarter of the memory of all
+     * sequence state), then a file in the folder (0 or NULL: none). */
+    uint64_t swap_bytes, swap_file_bytes;
+    const char *state_directory;
+    uint32_t spin_us; /* how long the engine thread polls before it sleeps */
+    int cpu;          /* where the engine thread runs, beside the backend's workers; -1: anywhere */
     struct loop *loop;
     struct status_page *page; /* written ten times a second while anything runs */
     /* Called on the event thread, with a connection. */
@@ -40,6 +51,9 @@ struct dispatch_config {
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);
 /* A user's own policy; before dispatch_start(). Negative: see sched_set_policy(). */
 int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_policy *policy);
+/* The users of one shared domain (a number from 1 on) find each other's cached prompts; 0: none.
+ * -ENOSPC: too many users. Before dispatch_start(). */
+int dispatch_set_domain(struct dispatch *d, uint32_t uid, uint32_t shared_domain);
 /* Starts the engine and preparing threads. */
 int dispatch_start(struct dispatch *d);
 /* One turn of the engine thread's loop; true when there was something to do. For who drives the hub

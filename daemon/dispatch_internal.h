@@ -1,11 +1,20 @@
-/* dispatch_internal.h: the hub's state, shared by dispatch.c (the loop), dispatch_request.c
- * (from a record to a job) and dispatch_status.c (what status and models answer). */
+/* dispatch_internal.h: the hub's state, shared by its files:
+ *
+ *   dispatch.c                the loop, its threads and messages, what is due to clients
+ *   dispatch_request.c        from a record to a job, and a job's end
+ *   dispatch_queue.c          a job's way into the scheduler: several answers, limits, WAIT
+ *   dispatch_step.c           the step, and what comes out of it
+ *   dispatch_pressure.c       who gives up his pages, where they go, how they come back
+ *   dispatch_conversations.c  what an answer leaves behind
+ *   dispatch_status.c         what status, models and the status page say */
 #ifndef INFERD_DISPATCH_INTERNAL_H
 #define INFERD_DISPATCH_INTERNAL_H
 
+#include "conversations.h"
 #include "dispatch.h"
 #include "job.h"
 #include "sched/sched.h"
+#include "swap.h"
 
 #include "inferd/client.h"
 
@@ -17,8 +26,13 @@
 #define DISPATCH_HELD_BYTES_MAX (256ull << 20)
 /* Text up to this size is tokenized on the engine thread: about a quarter millisecond. */
 #define DISPATCH_INLINE_BYTES_MAX 2048u
-/* A client that leaves its ring full for so long loses the request. */
-#define DISPATCH_SLOW_READER_US 20000000u
+/* Defaults of struct dispatch_config. */
+#define DISPATCH_SLOW_PREEMPT_US      10000000u
+#define DISPATCH_SLOW_READER_US       20000000u
+#define DISPATCH_CONVERSATION_IDLE_US (4u * 3600u * UINT64_C(1000000))
+#define DISPATCH_SWAP_SHARE           4u /* of the state memory: one part in so many */
+/* Users with a policy or a domain of their own. */
+#define DISPATCH_USERS_MAX 1024u
 /* How often the queue's news and the status page go out while anything runs. */
 #define DISPATCH_TICK_US 100000u
 /* Requests taken from one ring before the others get their turn. */
@@ -34,7 +48,8 @@ struct client {
     bool hung_up; /* and told the event thread */
 };
 
-enum message_kind { MESSAGE_ADD, MESSAGE_REMOVE, MESSAGE_PREPARED, MESSAGE_STOP };
+/* SWAPPED: to the preparing thread and back, like PREPARED. */
+enum message_kind { MESSAGE_ADD, MESSAGE_REMOVE, MESSAGE_PREPARED, MESSAGE_SWAPPED, MESSAGE_STOP };
 
 struct message {
     struct message *next;
@@ -42,6 +57,14 @@ struct message {
     struct connection *connection;
     struct session *session;
     struct job *job;
+    struct swap_state *saved;
+};
+
+/* A user who is not like the others. */
+struct special_user {
+    uint32_t uid;
+    bool has_policy, has_domain;
+    uint32_t max_waiting, domain;
 };
 
 struct message_queue {
@@ -64,6 +87,16 @@ struct dispatch {
     struct client *clients;
     struct job **by_slot; /* INFER_SEQUENCES_MAX */
     struct job *stalled;
+    struct job *held; /* in the order they came */
+    uint32_t n_held;
+    bool retry_held; /* somebody left the scheduler: a limit may allow more */
+    struct special_user *users;
+    uint32_t n_users;
+    struct conversations *conversations;
+    uint32_t past_pages[INFER_MODELS_MAX]; /* held by idle conversations */
+    struct swap *swap;
+    uint64_t copy_ps;                      /* per byte saved and restored, as measured */
+    uint64_t prefill_ns[INFER_MODELS_MAX]; /* per row, as measured; 0: not yet */
     struct sched_work *plan;
     struct engine_work *work;
     uint64_t next_id;
@@ -88,16 +121,58 @@ struct dispatch {
 /* dispatch.c */
 void dispatch_flush(struct dispatch *d, struct job *job);
 void dispatch_clear_stalled(struct dispatch *d, struct job *job);
-void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
-                     const char *text);
 int dispatch_send(struct message_queue *q, struct message message);
 
 /* dispatch_request.c */
 bool dispatch_poll(struct dispatch *d, struct client *client); /* true: something was there */
 void dispatch_prepared(struct dispatch *d, struct job *job);
-void dispatch_hold(struct dispatch *d, struct job *job);
-void dispatch_leave_sched(struct dispatch *d, struct job *job);
+void dispatch_hold_bytes(struct dispatch *d, struct job *job);
+uint64_t dispatch_held_bytes(const struct dispatch *d);
+void dispatch_link(struct client *client, struct job *job);
+/* What follows is the job's end; it may be freed. */
+void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
+                     const char *text);
 void dispatch_drop(struct dispatch *d, struct job *job);
+
+/* dispatch_queue.c */
+uint64_t dispatch_domain(const struct dispatch *d, uint32_t uid);
+int dispatch_special_user(struct dispatch *d, uint32_t uid, struct special_user **ret);
+/* A job that is prepared: into the scheduler, or HELD, or refused. */
+void dispatch_queue(struct dispatch *d, struct job *job);
+void dispatch_leave_queue(struct dispatch *d, struct job *job);
+/* The prompt of several answers has run. */
+void dispatch_prompt_ran(struct dispatch *d, struct job *job);
+/* Those that wait for a limit are tried again. */
+void dispatch_retry_held(struct dispatch *d, uint64_t now_us);
+void dispatch_tick_held(struct dispatch *d, uint64_t now_us);
+/* Of a job that ends before the others of its request could join: they end as it does. */
+void dispatch_finish_others(struct dispatch *d, struct job *job, uint32_t finish, int code,
+                            const char *text);
+
+/* dispatch_step.c */
+bool dispatch_step(struct dispatch *d); /* true: something ran */
+void dispatch_fail_all(struct dispatch *d, int code, const char *text);
+
+/* dispatch_pressure.c */
+void dispatch_relieve(struct dispatch *d, uint64_t now_us);
+/* A job that was planned and is preempted: true when it can run now. */
+bool dispatch_come_back(struct dispatch *d, struct job *job);
+/* Nobody can start although nobody runs: idle conversations give pages. True: one did. */
+bool dispatch_make_room(struct dispatch *d);
+void dispatch_swapped(struct dispatch *d, struct swap_state *saved);
+void dispatch_forget_saved(struct dispatch *d, struct job *job);
+void dispatch_measured(struct dispatch *d, uint32_t model, uint64_t n_rows, uint64_t took_us);
+
+/* dispatch_conversations.c */
+int dispatch_conversations_new(struct dispatch *d);
+/* Gives the job the conversation that it names or makes; negative: job->report says why not. */
+int dispatch_take_conversation(struct dispatch *d, struct job *job);
+/* The job is over: its conversation has what came, or is as it was before. */
+void dispatch_put_conversation(struct dispatch *d, struct job *job);
+/* FORGET; the job is finished. */
+void dispatch_forget_conversation(struct dispatch *d, struct job *job);
+/* The idle conversation that was used longest ago of those that hold pages goes. False: none. */
+bool dispatch_forget_pages(struct dispatch *d, uint32_t model);
 
 /* dispatch_status.c */
 int dispatch_models(const struct dispatch *d, struct job *job);

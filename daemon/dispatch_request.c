@@ -1,4 +1,4 @@
-/* dispatch_request.c: from a record on a ring to a job in a queue, and a job's end. */
+/* dispatch_request.c: from a record on a ring to a job that is prepared, and a job's end. */
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
@@ -11,7 +11,12 @@
 
 /* ---- a job's place in the daemon ------------------------------------------------------------- */
 
-void dispatch_hold(struct dispatch *d, struct job *job)
+uint64_t dispatch_held_bytes(const struct dispatch *d)
+{
+    return d->held_bytes + conversations_bytes(d->conversations);
+}
+
+void dispatch_hold_bytes(struct dispatch *d, struct job *job)
 {
     uint64_t now = job->ask.payload != NULL ? job->payload_bytes : 0;
     now += job->result != NULL ? job->result_bytes : 0;
@@ -19,7 +24,7 @@ void dispatch_hold(struct dispatch *d, struct job *job)
     job->held_bytes = now;
 }
 
-static void link_job(struct client *client, struct job *job)
+void dispatch_link(struct client *client, struct job *job)
 {
     job->client = client;
     job->next = client->jobs;
@@ -42,33 +47,45 @@ static void unlink_job(struct job *job)
     job->next = job->previous = NULL;
 }
 
-void dispatch_leave_sched(struct dispatch *d, struct job *job)
-{
-    if (job->slot != JOB_NO_SLOT) {
-        sched_remove(d->sched, job->slot);
-        d->by_slot[job->slot] = NULL;
-        job->slot = JOB_NO_SLOT;
-    }
-}
-
 /* Takes the job out of every list and frees it, at once or, while it is being prepared, as soon as
  * the preparing thread gives it back. */
 void dispatch_drop(struct dispatch *d, struct job *job)
 {
-    dispatch_leave_sched(d, job);
+    dispatch_leave_queue(d, job);
+    dispatch_forget_saved(d, job);
     if (job->stalled)
         dispatch_clear_stalled(d, job);
     unlink_job(job);
     d->held_bytes -= job->held_bytes;
     job->held_bytes = 0;
-    if (job->phase != JOB_PREPARING)
-        job_free(job);
+    if (job->phase == JOB_PREPARING)
+        return; /* its past is being read */
+    dispatch_put_conversation(d, job);
+    job_free(job);
+}
+
+void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int code,
+                     const char *text)
+{
+    d->n_failed += code != 0 && job->answer == 0;
+    dispatch_leave_queue(d, job);
+    job_finish(job, finish, code, text);
+    if (job->answers != NULL && !job->answers->prompt_ran)
+        dispatch_finish_others(d, job, finish, code, text);
+    dispatch_forget_saved(d, job);
+    dispatch_put_conversation(d, job);
+    if (job->sequence != NULL) /* whatever the client has still to read */
+        engine_sequence_end(job->sequence);
+    dispatch_hold_bytes(d, job);
+    dispatch_flush(d, job);
 }
 
 /* ---- choosing the model ---------------------------------------------------------------------- */
 
 static int choose_model(const struct dispatch *d, struct job *job)
 {
+    if (job->ask.conversation != 0)
+        return 0; /* the conversation says */
     for (uint32_t i = 0; i < d->config.n_models; i++) {
         if (job->ask.model[0] != '\0' && strcmp(job->ask.model, d->config.models[i].name) != 0)
             continue;
@@ -85,88 +102,23 @@ static int choose_model(const struct dispatch *d, struct job *job)
                        job->ask.model, d->config.n_models ? served : "none");
 }
 
-/* ---- starting -------------------------------------------------------------------------------- */
-
-static enum sched_class class_of(uint32_t priority)
-{
-    return priority == INFER_PRIORITY_INTERACTIVE ? SCHED_CLASS_INTERACTIVE
-           : priority == INFER_PRIORITY_BATCH     ? SCHED_CLASS_BATCH
-                                                  : SCHED_CLASS_NORMAL;
-}
-
-/* What the scheduler did not take, as an error with the limit's name. */
-static void refuse_sequence(struct dispatch *d, struct job *job, int rc, enum sched_limit limit,
-                            uint32_t n_pages)
-{
-    static const char *const names[] = {"", "waiting requests", "tokens a minute", "users at once"};
-    char text[INFER_DETAIL_MAX];
-    int code = INFER_E_QUEUE_FULL;
-
-    job->queued_due = false;
-    if (rc == -E2BIG) {
-        code = INFER_E_NO_MEMORY;
-        snprintf(
-            text, sizeof text,
-            "it may need %u pages of sequence state, there are %u, and a policy may allow less; "
-            "ask for fewer tokens or start the daemon with a larger --state-memory",
-            n_pages, job->model->state.n_pages);
-    } else if (rc == -EDQUOT) {
-        code = INFER_E_QUOTA;
-        snprintf(text, sizeof text, "the limit of %s is reached%s", names[limit],
-                 limit == SCHED_LIMIT_TOKENS ? "; wait a minute" : "");
-    } else {
-        snprintf(text, sizeof text, "%u requests are known already", INFER_SEQUENCES_MAX);
-    }
-    dispatch_finish(d, job, INFER_FINISH_ERROR, code, text);
-}
-
-static void start_sequence(struct dispatch *d, struct job *job)
-{
-    if (job_start(job, job->client->session) < 0) {
-        dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
-        return;
-    }
-    job->wants_queue = job->queued_due = job->ask.op == INFER_ABI_GENERATE;
-    uint32_t rows = engine_sequence_rows(job->sequence);
-    if (rows == 0) {
-        dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
-        return;
-    }
-    struct sched_request r = {.model = job->model_index,
-                              .uid = session_peer(job->client->session)->uid,
-                              .n_rows = rows,
-                              .n_pages = engine_sequence_pages(job->sequence),
-                              .class = class_of(job->priority),
-                              .deadline_us = job->deadline_us};
-    enum sched_limit limit = SCHED_LIMIT_NONE;
-    int rc = sched_add(d->sched, &r, job->admitted_us, &job->slot, &limit);
-    if (rc < 0) {
-        job->slot = JOB_NO_SLOT;
-        refuse_sequence(d, job, rc, limit, r.n_pages);
-        return;
-    }
-    d->by_slot[job->slot] = job;
-    job->phase = JOB_RUNNING;
-    uint64_t start = sched_estimate_us(d->sched, job->slot, job->admitted_us);
-    job->start_us = start > job->admitted_us ? start - job->admitted_us : 0;
-    job->position = sched_position(d->sched, job->slot);
-    dispatch_flush(d, job);
-}
+/* ---- preparing ------------------------------------------------------------------------------- */
 
 void dispatch_prepared(struct dispatch *d, struct job *job)
 {
     job->phase = JOB_DRAINING;
     if (job->client == NULL) { /* its client went away meanwhile */
+        dispatch_put_conversation(d, job);
         job_free(job);
         return;
     }
-    dispatch_hold(d, job);
+    dispatch_hold_bytes(d, job);
     if (job->cancelled)
         dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
     else if (job->report.code != 0)
         dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
     else if (job->ask.op == INFER_ABI_GENERATE || job->ask.op == INFER_ABI_SCORE)
-        start_sequence(d, job);
+        dispatch_queue(d, job);
     else
         dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
 }
@@ -191,20 +143,21 @@ static struct job *find_job(const struct client *client, uint32_t request)
     return job;
 }
 
-/* Ends a job that is not over yet; it may be freed. */
-static void end_job(struct dispatch *d, struct job *job, int code, const char *text)
+/* Ends a request that is not over yet, all its answers; their jobs may be freed. */
+static void end_jobs(struct dispatch *d, struct client *client, uint32_t request, int code,
+                     const char *text)
 {
-    if (job->phase == JOB_PREPARING)
-        job->cancelled = true;
-    else if (job->phase == JOB_RUNNING)
-        dispatch_finish(d, job, INFER_FINISH_CANCEL, code, text);
-}
-
-static void cancel(struct dispatch *d, struct client *client, uint32_t request)
-{
-    struct job *job = find_job(client, request);
-    if (job != NULL)
-        end_job(d, job, 0, NULL);
+    struct job *job = client->jobs;
+    while (job != NULL) {
+        if (job->request == request && job->phase == JOB_PREPARING)
+            job->cancelled = true;
+        if (job->request == request && (job->phase == JOB_HELD || job->phase == JOB_RUNNING)) {
+            dispatch_finish(d, job, INFER_FINISH_CANCEL, code, text);
+            job = client->jobs; /* which of them are left? */
+        } else {
+            job = job->next;
+        }
+    }
 }
 
 /* Ends another request by its daemon-wide id. Who may not end it does not learn that it exists. */
@@ -217,7 +170,7 @@ static void end_request(struct dispatch *d, struct job *job)
             if (other->id != job->ask.target || other == job ||
                 !(any || session_peer(client->session)->uid == uid))
                 continue;
-            end_job(d, other, INFER_E_CANCELLED, "it was ended by its id");
+            end_jobs(d, client, other->request, INFER_E_CANCELLED, "it was ended by its id");
             dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
             return;
         }
@@ -238,6 +191,10 @@ static int answer_at_once(struct dispatch *d, struct job *job)
     case INFER_ABI_END:
         job->phase = JOB_DRAINING;
         end_request(d, job);
+        return 1;
+    case INFER_ABI_FORGET:
+        job->phase = JOB_DRAINING;
+        dispatch_forget_conversation(d, job);
         return 1;
     default:
         return 0;
@@ -280,10 +237,24 @@ static struct job *new_job(struct dispatch *d, struct client *client, struct ses
     job->priority = job->ask.priority;
     if (job->ask.deadline_ms != 0)
         job->deadline_us = job->admitted_us + 1000ull * job->ask.deadline_ms;
-    link_job(client, job);
-    dispatch_hold(d, job);
+    dispatch_link(client, job);
+    dispatch_hold_bytes(d, job);
     d->n_requests++;
     return job;
+}
+
+static uint32_t answers_of(const struct job *job)
+{
+    return job->ask.n_answers > 1 ? job->ask.n_answers : 1;
+}
+
+/* Idle conversations go before a request is refused. */
+static bool has_memory(struct dispatch *d)
+{
+    while (dispatch_held_bytes(d) > DISPATCH_HELD_BYTES_MAX)
+        if (!conversations_forget_oldest(d->conversations, NULL, NULL))
+            return false;
+    return true;
 }
 
 static void submit(struct dispatch *d, struct client *client, struct session_request *r)
@@ -297,12 +268,13 @@ static void submit(struct dispatch *d, struct client *client, struct session_req
         refuse(d, job, job->report.code, NULL);
     } else if (d->stopping) {
         refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping");
-    } else if (n_before >= INFER_SESSION_REQUESTS_MAX) {
-        refuse(d, job, INFER_E_QUEUE_FULL, "256 requests of this connection are unfinished");
-    } else if (d->held_bytes > DISPATCH_HELD_BYTES_MAX) {
+    } else if (n_before + answers_of(job) > INFER_SESSION_REQUESTS_MAX) {
+        refuse(d, job, INFER_E_QUEUE_FULL,
+               "256 requests of this connection, or answers of them, are unfinished");
+    } else if (!has_memory(d)) {
         refuse(d, job, INFER_E_QUEUE_FULL, "the daemon holds 256 MiB of requests already");
     } else if (!answer_at_once(d, job)) {
-        if (choose_model(d, job) < 0)
+        if (choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
             refuse(d, job, job->report.code, NULL);
         else
             prepare(d, job);
@@ -323,7 +295,7 @@ bool dispatch_poll(struct dispatch *d, struct client *client)
             break;
         any = true;
         if (rc > 0 && r.kind == INFER_ABI_CANCEL) {
-            cancel(d, client, r.request);
+            end_jobs(d, client, r.request, 0, NULL);
         } else if (rc > 0 && find_job(client, r.request) == NULL) {
             submit(d, client, &r);
         } else {

@@ -103,7 +103,7 @@ static void fill_status(const struct dispatch *d, struct infer_status *s)
     s->n_models = d->config.n_models;
     s->n_sessions = d->n_sessions;
     s->n_running = counts.n_running;
-    s->n_waiting = counts.n_waiting;
+    s->n_waiting = counts.n_waiting + d->n_held;
     s->n_parked = counts.n_parked;
     for (uint32_t i = 0; i < d->config.n_models; i++) {
         s->n_pages += kv_pool_pages(d->config.models[i].pool);
@@ -115,6 +115,8 @@ static void fill_status(const struct dispatch *d, struct infer_status *s)
     s->n_prompt_tokens = d->n_prompt_tokens;
     s->n_tokens = d->n_tokens;
     s->n_steps = d->n_steps;
+    s->n_preemptions = counts.n_preemptions;
+    s->n_conversations = conversations_count(d->conversations);
     fill_speeds(d, s);
 }
 
@@ -133,6 +135,8 @@ int dispatch_status(struct dispatch *d, struct job *job)
 
 static uint32_t state_of(const struct job *job)
 {
+    if (job->preempted)
+        return INFER_SEQUENCE_PREEMPTED;
     if (job->started_us == 0)
         return INFER_SEQUENCE_WAITING;
     if (job->stalled)
@@ -152,12 +156,12 @@ static void fill_sequence(const struct dispatch *d, const struct job *job, uint6
                                         .model = job->model_index,
                                         .state = state_of(job),
                                         .priority = job->priority,
-                                        .n_prompt = s->n_prompt,
-                                        .n_cached = s->n_cached,
-                                        .n_tokens = s->n_generated,
+                                        .n_prompt = (uint32_t)s->n_prompt,
+                                        .n_cached = (uint32_t)(s->n_cached - s->n_slid),
+                                        .n_tokens = (uint32_t)s->n_generated,
                                         .n_pages = s->state.n_pages,
                                         .age_us = now_us - job->admitted_us};
-    if (ret->state == INFER_SEQUENCE_WAITING)
+    if (ret->state == INFER_SEQUENCE_WAITING || ret->state == INFER_SEQUENCE_PREEMPTED)
         ret->position = sched_position(d->sched, job->slot);
     memcpy(ret->client, peer->client, sizeof ret->client);
 }
@@ -211,6 +215,7 @@ void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_
     if (x->at != second)
         *x = (struct second){.at = second};
     uint64_t took = to_us - from_us;
+    dispatch_measured(d, model, prompt, took * prompt / (prompt + drawn));
     x->prompt_tokens += prompt;
     x->tokens += drawn;
     x->prompt_us += took * prompt / (prompt + drawn);

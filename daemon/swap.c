@@ -182,6 +182,11 @@ enum swap_place swap_place(const struct swap_state *state)
     return state->place;
 }
 
+size_t swap_bytes(const struct swap_state *state)
+{
+    return state->bytes;
+}
+
 void *swap_memory(const struct swap_state *state)
 {
     assert(state->place == SWAP_HERE || state->place == SWAP_GOING);

@@ -45,6 +45,7 @@ struct swap_state *swap_take(struct swap *s, size_t bytes);
 void swap_give(struct swap *s, struct swap_state *state);
 
 enum swap_place swap_place(const struct swap_state *state);
+size_t swap_bytes(const struct swap_state *state);
 /* 64-byte aligned; of one that is HERE or GOING. */
 void *swap_memory(const struct swap_state *state);
 

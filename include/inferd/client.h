@@ -235,7 +235,9 @@ struct infer_status {
     double prompt_tokens_per_s;         /* over the steps of the last 10 s that did such work */
     double tokens_per_s;
     uint64_t n_steps;
-    uint64_t reserved[8];
+    uint64_t n_preemptions;   /* since start: sequences that gave their pages to others */
+    uint64_t n_conversations; /* kept now */
+    uint64_t reserved[6];
 };
 
 int infer_status(struct infer_conn *conn, struct infer_status *ret_status);

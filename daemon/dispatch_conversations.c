@@ -1,0 +1,156 @@
+/* dispatch_conversations.c: what an answer leaves behind, and who continues it.
+ *
+ * A request that keeps a conversation has it (it is busy) from its admission to its end. Its past
+ * becomes the sequence's when that is made, and comes back with the answer behind it, however the
+ * request ended, as soon as one token was drawn; before that it comes back as it was.
+ *
+ * Host memory of pasts counts as held. Pages are held by those pasts alone whose window has slid: a
+ * quarter of a model's at the most, and idle conversations give theirs before anything that runs
+ * is preempted. */
+#include "dispatch_internal.h"
+
+#include "base/clock.h"
+
+#include <errno.h>
+#include <string.h>
+
+/* Of a model's pages, the pasts of idle conversations hold one part in so many at the most. */
+#define PAST_PAGES_SHARE 4u
+
+/* Pages that the pasts of idle conversations hold, of the past's model. */
+static uint32_t *idle_pages(struct dispatch *d, const struct engine_past *past)
+{
+    return &d->past_pages[engine_past_model(past) - d->config.models];
+}
+
+/* Of an idle conversation. */
+static void release_past(void *ctx, void *past)
+{
+    *idle_pages(ctx, past) -= engine_past_pages(past);
+    engine_past_free(past);
+}
+
+int dispatch_conversations_new(struct dispatch *d)
+{
+    struct conversations_config config = {.max = INFER_CONVERSATIONS_MAX,
+                                          .user_max = INFER_CONVERSATIONS_USER_MAX,
+                                          .idle_us = d->config.conversation_idle_us,
+                                          .ctx = d,
+                                          .release = release_past};
+    return conversations_new(&config, &d->conversations);
+}
+
+/* The same words for an unknown id, another user's, and one that was idle for too long. */
+static int report_missing(struct report *report, int rc)
+{
+    if (rc == -EBUSY)
+        return report_fail(report, INFER_E_CONVERSATION,
+                           "another request has this conversation; wait for its end");
+    return report_fail(report, INFER_E_NOT_FOUND, "no conversation has this id");
+}
+
+static int begin_conversation(struct dispatch *d, struct job *job, uint32_t uid)
+{
+    int rc =
+        conversations_add(d->conversations, job->id, uid, job->admitted_us, &job->conversation);
+    if (rc < 0)
+        return report_fail(&job->report, INFER_E_QUEUE_FULL,
+                           "requests have all the conversations that this user, or the daemon, may "
+                           "keep; wait for one to end");
+    job->conversation->model = job->model_index;
+    return 0;
+}
+
+/* "" is the model that the conversation is with. */
+static int check_model(const struct dispatch *d, struct job *job)
+{
+    const struct engine_model *m = &d->config.models[job->conversation->model];
+    if (job->ask.model[0] != '\0' && strcmp(job->ask.model, m->name) != 0)
+        return report_fail(&job->report, INFER_E_BAD_PARAMETER,
+                           "the conversation is with model '%s', not '%s'", m->name,
+                           job->ask.model);
+    job->model = &d->config.models[job->conversation->model];
+    job->model_index = job->conversation->model;
+    return 0;
+}
+
+int dispatch_take_conversation(struct dispatch *d, struct job *job)
+{
+    uint32_t uid = session_peer(job->client->session)->uid;
+    if (!(job->ask.flags & INFER_ABI_KEEP))
+        return 0;
+    if (job->ask.conversation == 0)
+        return begin_conversation(d, job, uid);
+    int rc = conversations_take(d->conversations, job->ask.conversation, uid, job->admitted_us,
+                                &job->conversation);
+    if (rc < 0)
+        return report_missing(&job->report, rc);
+    job->past = job->conversation->past;
+    *idle_pages(d, job->past) -= engine_past_pages(job->past);
+    job->continues = true;
+    job->id = job->conversation->id;
+    return check_model(d, job);
+}
+
+static bool holds_pages_of(const void *model, const void *past)
+{
+    return engine_past_pages(past) > 0 && engine_past_model(past) == model;
+}
+
+bool dispatch_forget_pages(struct dispatch *d, uint32_t model)
+{
+    return d->past_pages[model] > 0 &&
+           conversations_forget_oldest(d->conversations, holds_pages_of, &d->config.models[model]);
+}
+
+/* Before a past that holds pages becomes idle: older ones make room. */
+static void bound_pages(struct dispatch *d, const struct engine_past *past)
+{
+    uint32_t model = (uint32_t)(engine_past_model(past) - d->config.models);
+    uint32_t most = kv_pool_pages(d->config.models[model].pool) / PAST_PAGES_SHARE;
+    while (d->past_pages[model] + engine_past_pages(past) > most)
+        if (!dispatch_forget_pages(d, model))
+            break;
+}
+
+/* What the sequence leaves: NULL when there is nothing to continue. */
+static struct engine_past *past_of(struct job *job)
+{
+    struct engine_past *past = NULL;
+    if (job->sequence->n_generated > 0)
+        engine_sequence_keep(job->sequence, &past);
+    else if (job->continues)
+        engine_sequence_revert(job->sequence, &past);
+    return past;
+}
+
+void dispatch_put_conversation(struct dispatch *d, struct job *job)
+{
+    struct conversation *one = job->conversation;
+    if (one == NULL)
+        return;
+    struct engine_past *past = one->past;
+    if (job->sequence != NULL) {
+        one->past = NULL; /* the sequence has it */
+        past = past_of(job);
+    }
+    job->conversation = NULL;
+    job->past = NULL;
+    if (past == NULL) {
+        conversations_put(d->conversations, one, NULL, 0, 0);
+        return;
+    }
+    bound_pages(d, past);
+    *idle_pages(d, past) += engine_past_pages(past);
+    conversations_put(d->conversations, one, past, engine_past_bytes(past), clock_us());
+}
+
+void dispatch_forget_conversation(struct dispatch *d, struct job *job)
+{
+    uint32_t uid = session_peer(job->client->session)->uid;
+    int rc = conversations_forget(d->conversations, job->ask.target, uid, job->admitted_us);
+    if (rc < 0)
+        report_missing(&job->report, rc);
+    dispatch_finish(d, job, rc < 0 ? INFER_FINISH_ERROR : INFER_FINISH_NONE, job->report.code,
+                    NULL);
+}

@@ -1,0 +1,161 @@
+/* dispatch_step.c: the step: who runs is the scheduler's word, what comes out goes to the clients.
+ *
+ * Between plan and step the jobs that start or come back get their pages: from the cache, from the
+ * first answer of their request, or from where their state was saved. One that cannot have them now
+ * runs in a later step. */
+#include "dispatch_internal.h"
+
+#include "base/clock.h"
+#include "base/log.h"
+
+#include <errno.h>
+
+/* Exit status when the backend is lost: sysexits' EX_TEMPFAIL, so that a supervisor restarts us. */
+#define EXIT_BACKEND_LOST 75
+
+/* ---- what comes out -------------------------------------------------------------------------- */
+
+static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uint64_t now_us)
+{
+    struct engine_sequence *s = job->sequence;
+    bool finished = s->kind == ENGINE_SCORE ? engine_sequence_rows(s) == 0
+                                            : s->output.has_token && s->output.finish != 0;
+    if (s->output.n_gave > 0)
+        sched_gave(d->sched, job->slot, s->output.n_gave);
+    sched_ran(d->sched, job->slot, n_rows, !finished && s->output.has_token);
+    if (s->output.has_token) {
+        job->token_due = true;
+        job->text_sent = 0;
+        job->last_token_us = now_us;
+        if (job->first_token_us == 0)
+            job->first_token_us = now_us;
+        dispatch_prompt_ran(d, job);
+    }
+    if (finished)
+        dispatch_finish(d, job, s->kind == ENGINE_SCORE ? INFER_FINISH_NONE : s->output.finish, 0,
+                        NULL);
+    else if (s->output.has_token)
+        dispatch_flush(d, job);
+}
+
+void dispatch_fail_all(struct dispatch *d, int code, const char *text)
+{
+    for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX; slot++)
+        if (d->by_slot[slot] != NULL)
+            dispatch_finish(d, d->by_slot[slot], INFER_FINISH_ERROR, code, text);
+    while (d->held != NULL)
+        dispatch_finish(d, d->held, INFER_FINISH_ERROR, code, text);
+}
+
+static void step_failed(struct dispatch *d, const struct engine_model *m, uint32_t n, int rc)
+{
+    const char *why = m->api->last_error(m->backend);
+    log_error("%s: a step failed: %s", m->name, why);
+    if (rc == -ENODEV) {
+        d->stopping = true;
+        dispatch_fail_all(d, INFER_E_BACKEND_LOST, why);
+        loop_stop(d->config.loop, EXIT_BACKEND_LOST);
+        return;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (d->by_slot[d->plan[i].slot] != NULL)
+            dispatch_finish(d, d->by_slot[d->plan[i].slot], INFER_FINISH_ERROR, INFER_E_BACKEND,
+                            why);
+}
+
+/* ---- who can run ----------------------------------------------------------------------------- */
+
+/* An answer of the same request whose state has all of the prompt; NULL: none. */
+static const struct engine_sequence *with_prompt(const struct job *job)
+{
+    for (const struct job *other = job->client->jobs; other != NULL; other = other->next) {
+        const struct engine_sequence *s = other->sequence;
+        if (other->answers == job->answers && other != job && other->phase == JOB_RUNNING &&
+            other->started_us != 0 && !other->preempted && s->n_cached >= s->n_prompt)
+            return s;
+    }
+    return NULL;
+}
+
+/* A job's first step: what the cache or another answer has of its prompt need not run. */
+static void begin(struct dispatch *d, struct job *job, uint64_t now_us)
+{
+    const struct engine_sequence *from = job->answers != NULL ? with_prompt(job) : NULL;
+    uint32_t found = from != NULL ? engine_sequence_fork(job->sequence, from)
+                                  : engine_sequence_begin(job->sequence);
+    job->started_us = now_us;
+    job->n_found = (uint32_t)job->sequence->n_found;
+    if (found > 0)
+        sched_found(d->sched, job->slot, found);
+}
+
+/* Takes its pages from cache or store; false: it does not run in this step, or is over. */
+static bool make_ready(struct dispatch *d, struct sched_work *work, uint64_t now_us)
+{
+    struct job *job = d->by_slot[work->slot];
+    if (job->preempted && !dispatch_come_back(d, job))
+        return false;
+    if (job->started_us == 0)
+        begin(d, job, now_us);
+    uint32_t owed = engine_sequence_rows(job->sequence);
+    uint32_t rows = work->n_rows < owed ? work->n_rows : owed;
+    work->n_rows = engine_sequence_clamp(job->sequence, rows);
+    return true;
+}
+
+/* The scheduler counted before the jobs of this step took what they found: those that come last go
+ * without when the pages do not reach. */
+static bool fits(const struct dispatch *d, const struct sched_work *work, uint32_t *left)
+{
+    const struct engine_sequence *s = d->by_slot[work->slot]->sequence;
+    const struct kv_pool *pool = s->model->pool;
+    uint64_t end = s->n_cached - s->n_slid + work->n_rows;
+    uint32_t want = kv_pool_pages_for(pool, end), has = s->state.n_pages;
+    uint32_t need = want > has ? want - has : 0;
+    if (need > *left)
+        return false;
+    *left -= need;
+    return true;
+}
+
+/* Leaves those of the plan that can run now. */
+static uint32_t keep_ready(struct dispatch *d, uint32_t model, uint32_t n, uint64_t now_us)
+{
+    uint32_t n_ready = 0, n_fit = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (make_ready(d, &d->plan[i], now_us))
+            d->plan[n_ready++] = d->plan[i];
+    uint32_t left = kv_pool_available(d->config.models[model].pool);
+    for (uint32_t i = 0; i < n_ready; i++)
+        if (fits(d, &d->plan[i], &left))
+            d->plan[n_fit++] = d->plan[i];
+    return n_fit;
+}
+
+/* ---- the step -------------------------------------------------------------------------------- */
+
+bool dispatch_step(struct dispatch *d)
+{
+    uint32_t model = 0;
+    uint64_t from = clock_us();
+    dispatch_relieve(d, from);
+    uint32_t n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
+    if (n == 0)
+        return dispatch_make_room(d);
+    n = keep_ready(d, model, n, from);
+    if (n == 0)
+        return true;
+    struct engine_model *m = &d->config.models[model];
+    for (uint32_t i = 0; i < n; i++)
+        d->work[i] = (struct engine_work){d->by_slot[d->plan[i].slot]->sequence, d->plan[i].n_rows};
+    int rc = engine_step(m, d->work, n);
+    if (rc < 0) {
+        step_failed(d, m, n, rc);
+        return true;
+    }
+    uint64_t to = clock_us();
+    dispatch_count_step(d, model, n, from, to);
+    for (uint32_t i = 0; i < n; i++)
+        after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
+    return true;
+}

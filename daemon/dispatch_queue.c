@@ -153,6 +153,7 @@ static int enter(struct dispatch *d, struct job *job, uint64_t now_us, enum sche
                               .uid = uid_of(job),
                               .n_rows = engine_sequence_rows(job->sequence),
                               .n_pages = engine_sequence_pages(job->sequence),
+                              .n_held = job->sequence->state.n_tokens,
                               .class = class_of(job->priority),
                               .deadline_us = job->deadline_us};
     uint32_t slot;

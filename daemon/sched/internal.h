@@ -56,6 +56,7 @@ struct sequence {
     uint32_t n_done;      /* rows that it has pages for; waiting: those that were saved */
     uint32_t n_again;     /* of those owed, the first so many ran before: they are not charged */
     uint32_t n_pages;     /* most that it can come to hold */
+    uint32_t n_brought;   /* not begun: pages that it brought */
     uint32_t n_back;      /* preempted: pages that it needs to start again, as it was told */
     uint32_t n_held;      /* running, begun: pages */
     uint32_t claim;       /* running: pages that it has yet to take for the rows it owes */

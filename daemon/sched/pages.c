@@ -53,7 +53,7 @@ static uint32_t owed_pages(const struct sched *s, const struct sequence *seq)
 static uint32_t to_begin(const struct sched *s, const struct sequence *seq)
 {
     uint32_t back = min_u32(seq->n_back, seq->n_pages), owed = owed_pages(s, seq);
-    return back > owed ? back : owed;
+    return minus_or_0(back > owed ? back : owed, seq->n_brought);
 }
 
 uint32_t pages_for_next(const struct sched *s, const struct sequence *seq, uint32_t n_rows)

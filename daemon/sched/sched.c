@@ -164,6 +164,7 @@ int sched_add(struct sched *s, const struct sched_request *request, uint64_t now
         .model = request->model,
         .user = user,
         .owed = request->n_rows,
+        .n_done = request->n_held,
         .n_prompt = request->n_rows,
         .n_pages = request->n_pages,
         .n_prepaid = u->policy.tokens_per_minute > 0 ? request->n_rows : 0,
@@ -172,6 +173,7 @@ int sched_add(struct sched *s, const struct sched_request *request, uint64_t now
         .since_us = s->now_us,
     };
     seq->rung = seq->class + 1;
+    seq->n_brought = pages_of(s, seq, request->n_held);
     queue_add(s, slot);
     *ret_slot = slot;
     return 0;
@@ -250,6 +252,7 @@ void sched_preempted(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n
     seq->owed = n_rows;
     seq->n_again = seq->parked ? 0 : n_rows - n_new;
     seq->n_back = n_pages;
+    seq->n_brought = 0;
     seq->n_skipped = 0;
     seq->ran_us += s->now_us - seq->started_us;
     s->n_preemptions++;

@@ -136,6 +136,7 @@ struct sched_request {
     uint32_t uid;
     uint32_t n_rows;  /* rows that it owes from the start: the prompt's tokens, at least 1 */
     uint32_t n_pages; /* most pages that it can come to hold */
+    uint32_t n_held;  /* rows before those, whose pages it brings: it goes on from a kept state */
     enum sched_class class;
     uint64_t deadline_us; /* absolute; 0: none */
 };

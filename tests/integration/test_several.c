@@ -199,7 +199,6 @@ static void answers_share_pages(void **state)
 
 static void cancel_ends_all_answers(void **state)
 {
-    static struct several all;
     struct infer_request r;
     int32_t ids[100];
     uint32_t id;
@@ -222,7 +221,6 @@ static void cancel_ends_all_answers(void **state)
         assert_int_equal(e.finish, INFER_FINISH_CANCEL);
         assert_true(n_answers == 4 || (early && n_answers == 0));
     }
-    (void)all;
     many_assert_pages_back(conn);
 }
 

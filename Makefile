@@ -4,6 +4,7 @@
 #   make try        ask the embedded model a question (installs what is missing first)
 #   make check      all tests, also under sanitizers, with both compilers (likewise)
 #   make check-layers, check-format, check-unit     parts of it
+#   make sim SEEDS=N                  N simulated days of the daemon (tests/sim)
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
 #   make bench-load                   how fast weights load, beside fio and llama.cpp
 #   make install      into $(DESTDIR)$(prefix), /usr/local by default; make uninstall takes it away
@@ -162,7 +163,7 @@ bundle: all $(completions)
 # ---- tests -------------------------------------------------------------------------------------
 # tests/unit/ROOM/test_*.c links ROOM and what it may include; tests/kernel/test_*.c links the
 # reference kernels and loads backends; tests/{golden,hostile,integration}/test_*.{c,sh} run the
-# built programs, whose folder is in INFERD_BUILD.
+# built programs, whose folder is in INFERD_BUILD; tests/sim is one program, the simulator.
 
 room_deps_io := base
 room_deps_proto := base
@@ -175,7 +176,7 @@ room_deps_client :=
 unit_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*/test_*.c))
 kernel_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/kernel/test_*.c))
 system_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/golden/test_*.c tests/hostile/test_*.c tests/integration/test_*.c))
-script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh)
+script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh tests/sim/test_*.sh)
 test_cflags := -std=gnu11 -Itests -Idaemon -Ikernels -Wno-missing-prototypes
 # test_arch and test_window go below the daemon: through model/, and engine/, to a backend.
 $(B)/tests/golden/test_arch: $(call room_archive,model) $(call room_archive,base)
@@ -228,17 +229,35 @@ $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -L$(B) -linferclient -lcmocka -luring -lpthread -lm
 
+# The simulator is a hub of its own: the daemon's files but for those that own sockets, the clock
+# and the machine, the null backend, and the linker between the hub and what it calls.
+sim_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c)) $(O)/tests/support/gguf_write.o
+sim_daemon := $(filter-out $(addprefix $(O)/daemon/,main.o server.o config.o config_file.o config_options.o config_show.o policy.o loader.o inspect.o \
+                backend_load.o memory.o topology.o),$(daemon_objects))
+sim_wraps := malloc calloc realloc aligned_alloc free sched_add sched_remove sched_plan session_put_done
+$(B)/tests/sim/sim: $(sim_objects) $(sim_daemon) $(O)/kernels/null/null.o $(O)/kernels/ref/options.o $(filter-out %/io.a,$(room_archives))
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) $(addprefix -Wl$(comma)--wrap=,$(sim_wraps)) -o $@ $(filter %.o,$^) \
+	    -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(daemon_libs)
+
 $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load
-tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests)
+.PHONY: tests sim check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load
+tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests) $(B)/tests/sim/sim
 
 check-unit: tests
 	INFERD_BUILD=$(B) tests/run.sh $(unit_tests) $(kernel_tests) $(system_tests) $(script_tests)
+
+# Simulated days: make sim SEEDS=1000000 [SEED=1].
+SEEDS ?= 100000
+SEED ?= 1
+sim: $(B)/tests/sim/sim
+	$(B)/tests/sim/sim $(SEED) $(SEEDS)
 
 check-layers:
 	INFERD_BUILD=$(B) tests/layers.sh

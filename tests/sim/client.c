@@ -201,7 +201,8 @@ static bool break_records(struct sim_client *c, uint32_t how)
     c->tail += c->outbox_bytes;
     c->outbox_bytes = 0;
     infer_ring_store(&c->words->request_tail, c->tail);
-    return true;
+    /* A number is free again once DONE was put, which who has not read everything cannot know. */
+    return how != 6 || infer_ring_load(&c->theirs->token_tail) == c->head;
 }
 
 static void break_protocol(struct sim_client *c)

@@ -229,11 +229,10 @@ $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -L$(B) -linferclient -lcmocka -luring -lpthread -lm
 
-# The simulator is a hub of its own: the daemon's files but for those that own sockets, the clock
-# and the machine, the null backend, and the linker between the hub and what it calls.
+# The simulator is a hub of its own: the hub's files and its rooms (but io), the null backend, and
+# the linker between the hub and what it calls.
 sim_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c)) $(O)/tests/support/gguf_write.o
-sim_daemon := $(filter-out $(addprefix $(O)/daemon/,main.o server.o config.o config_file.o config_options.o config_show.o policy.o loader.o inspect.o \
-                backend_load.o memory.o topology.o),$(daemon_objects))
+sim_daemon := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/dispatch*.c daemon/job.c daemon/conversations.c daemon/swap.c))
 sim_wraps := malloc calloc realloc aligned_alloc free sched_add sched_remove sched_plan session_put_done
 $(B)/tests/sim/sim: $(sim_objects) $(sim_daemon) $(O)/kernels/null/null.o $(O)/kernels/ref/options.o $(filter-out %/io.a,$(room_archives))
 	@mkdir -p $(@D)

@@ -100,10 +100,10 @@ uint32_t __real_sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model
                            struct sched_work *ret, uint32_t room);
 uint32_t __wrap_sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model,
                            struct sched_work *ret, uint32_t room);
-int __real_session_put_done(struct session *s, uint32_t request, const struct infer_abi_done *done,
-                            const char *detail);
-int __wrap_session_put_done(struct session *s, uint32_t request, const struct infer_abi_done *done,
-                            const char *detail);
+int __real_session_put_done(struct session *s, uint32_t request, uint32_t answer,
+                            const struct infer_abi_done *done, const char *detail);
+int __wrap_session_put_done(struct session *s, uint32_t request, uint32_t answer,
+                            const struct infer_abi_done *done, const char *detail);
 
 int __wrap_sched_add(struct sched *s, const struct sched_request *request, uint64_t now_us,
                      uint32_t *ret_slot, enum sched_limit *ret_limit)
@@ -135,12 +135,12 @@ void __wrap_sched_remove(struct sched *s, uint32_t slot)
     __real_sched_remove(s, slot);
 }
 
-int __wrap_session_put_done(struct session *s, uint32_t request, const struct infer_abi_done *done,
-                            const char *detail)
+int __wrap_session_put_done(struct session *s, uint32_t request, uint32_t answer,
+                            const struct infer_abi_done *done, const char *detail)
 {
     if (sim.plant == PLANT_SILENT && request == 3)
         return 0;
-    return __real_session_put_done(s, request, done, detail);
+    return __real_session_put_done(s, request, answer, done, detail);
 }
 
 /* ---- a plan ---------------------------------------------------------------------------------- */

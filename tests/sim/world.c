@@ -220,7 +220,7 @@ static uint32_t read_state(uint32_t model, struct infer_backend_model *weights,
                            struct infer_batch *batch, const struct infer_batch_seq *seq,
                            uint32_t at)
 {
-    uint32_t page[SIM_PAGE_TOKENS], end = seq->position + seq->n_rows;
+    uint32_t page[2 * SIM_PAGE_TOKENS], end = seq->position + seq->n_rows;
     uint32_t n_vocab = sim.models[model].plan->backend.shape.n_vocab;
     uint64_t h = ask_state_start(model);
     for (uint32_t i = 0; i < end; i++) {
@@ -228,6 +228,9 @@ static uint32_t read_state(uint32_t model, struct infer_backend_model *weights,
             null_api->page_read(weights, seq->pages[i / SIM_PAGE_TOKENS], page);
         if (page[i % SIM_PAGE_TOKENS] == 0)
             sim_fail("row %u of a sequence of %u was never written", i, end);
+        if (page[SIM_PAGE_TOKENS + i % SIM_PAGE_TOKENS] != i)
+            sim_fail("row %u of a sequence of %u was written for position %u", i, end,
+                     page[SIM_PAGE_TOKENS + i % SIM_PAGE_TOKENS]);
         h = ask_state_add(h, page[i % SIM_PAGE_TOKENS]);
         for (; at < batch->n_outputs && i >= seq->position &&
                batch->outputs[at].row == seq->first_row + (i - seq->position);
@@ -249,7 +252,7 @@ static uint32_t read_state(uint32_t model, struct infer_backend_model *weights,
 static void check_owners(uint32_t model, struct infer_backend_model *weights,
                          const struct infer_batch_seq *seq, uint64_t domain)
 {
-    uint32_t rows[SIM_PAGE_TOKENS];
+    uint32_t rows[2 * SIM_PAGE_TOKENS];
     for (uint32_t i = 0; i < seq->n_pages; i++) {
         uint64_t *owner = &sim.page_owner[model][seq->pages[i]];
         uint32_t first = i * SIM_PAGE_TOKENS;

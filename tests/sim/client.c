@@ -104,7 +104,8 @@ static void put_ask(struct sim_client *c, struct ask *a)
         n = random_below(&c->random, n + 1);
     a->submit.head.bytes = fixed + n;
     memcpy(record, &a->submit, fixed);
-    memcpy(record + fixed, a->payload, n);
+    if (n > 0)
+        memcpy(record + fixed, a->payload, n);
     put(c, record, fixed + n);
     for (at = n, left -= n; left > 0; at += n, left -= n) {
         struct infer_abi_record head = {.kind = INFER_ABI_DATA, .request = a->request};

@@ -220,8 +220,8 @@ static void check_starts(const struct sched *s, uint64_t now_us, struct before *
     for (uint32_t slot = 0; slot < n_known; slot++) {
         const struct known *k = &known[slot];
         const struct sequence *seq = &s->sequences[slot];
-        if (!k->there || seq->state != STATE_WAITING)
-            continue;
+        if (!k->there || !k->waits || seq->state != STATE_WAITING)
+            continue; /* one that was preempted has started before */
         uint64_t bound = (uint64_t)(k->class + 1) * s->config.age_us;
         if (now_us > k->added_us + bound + late && seq->rung != 0 &&
             s->n_waiting <= SCHED_AGE_PER_STEP)

@@ -209,7 +209,7 @@ static void check_starts(const struct sched *s, uint64_t now_us, struct before *
 {
     static uint32_t starts[INFER_SEQUENCES_MAX];
     uint32_t n = 0;
-    uint64_t late = STEPS_LATE * (sim.step_most_ns / 1000 + 1000) + 3 * SIM_REST_MOST_US;
+    uint64_t late = STEPS_LATE * (sim.step_most_ns / 1000 + 1000) + 5 * SIM_REST_MOST_US;
     for (uint32_t slot = 0; slot < n_known; slot++)
         if (known[slot].there && known[slot].waits && s->sequences[slot].state == STATE_RUNNING) {
             known[slot].waits = false;

@@ -16,8 +16,8 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { REQUESTS = 3000, REQUESTS_LONG = 12000, THREADS = 4, FLIGHT = 16 };
-enum { VICTIMS = 40, VICTIMS_LONG = 160, VICTIM_REQUESTS = 12 };
+enum { REQUESTS = 5000, REQUESTS_LONG = 20000, THREADS = 4, FLIGHT = 16 };
+enum { VICTIMS = 60, VICTIMS_LONG = 240, VICTIM_REQUESTS = 12 };
 enum { PROMPT_MAX = 300, ANSWER_MAX = 90, FAMILIES = 8 };
 enum { GROWTH_MAX = 16 << 20 };
 

@@ -99,7 +99,7 @@ void answer_gather(struct infer_conn *c, uint32_t id, struct answer *ret)
         assert_int_equal(e.request, id);
         switch (e.kind) {
         case INFER_EVENT_QUEUED:
-            assert_false(queued);
+            assert_int_equal(ret->n, 0); /* again, as it moves in the queue */
             queued = true;
             break;
         case INFER_EVENT_PROMPT:

@@ -156,7 +156,7 @@ void dispatch_relieve(struct dispatch *d, uint64_t now_us)
 bool dispatch_make_room(struct dispatch *d)
 {
     struct sched_counts counts = sched_count(d->sched);
-    if (counts.n_running > 0 || counts.n_waiting == counts.n_parked)
+    if (counts.n_running + counts.n_waiting == counts.n_parked)
         return false;
     for (uint32_t model = 0; model < d->config.n_models; model++)
         if (dispatch_forget_pages(d, model))

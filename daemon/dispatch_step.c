@@ -109,7 +109,10 @@ static bool fits(const struct dispatch *d, const struct sched_work *work, uint32
 {
     const struct engine_sequence *s = d->by_slot[work->slot]->sequence;
     const struct kv_pool *pool = s->model->pool;
-    uint64_t end = s->n_cached - s->n_slid + work->n_rows;
+    uint64_t rows = s->n_cached - s->n_slid;
+    if (s->window.rows > 0 && rows >= s->window.rows)
+        rows -= s->window.leave; /* the step slides it first */
+    uint64_t end = rows + work->n_rows;
     uint32_t want = kv_pool_pages_for(pool, end), has = s->state.n_pages;
     uint32_t need = want > has ? want - has : 0;
     if (need > *left)

@@ -380,8 +380,10 @@ bool dispatch_turn(struct dispatch *d)
     busy |= dispatch_step(d);
     publish(d);
     uint64_t now = clock_us();
-    if (now >= d->tick_us)
+    if (now >= d->tick_us) {
         tick(d, now);
+        publish(d); /* what it ended must be heard, also when nothing else happens */
+    }
     return busy;
 }
 

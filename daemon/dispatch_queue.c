@@ -126,7 +126,7 @@ static uint32_t count_waiting(const struct dispatch *d, uint32_t uid)
             continue;
         for (const struct job *job = client->jobs; job != NULL; job = job->next)
             n += (job->phase == JOB_RUNNING && job->started_us == 0) ||
-                 (job->phase == JOB_HELD && job->hold == JOB_HOLD_PROMPT);
+                 (job->phase == JOB_HELD && job->hold == JOB_HOLD_PROMPT && !job->answers->held);
     }
     return n;
 }
@@ -238,6 +238,8 @@ static int add_others(struct dispatch *d, struct job *job)
         dispatch_link(job->client, others[i]);
         hold(d, others[i], JOB_HOLD_PROMPT);
     }
+    if (rc == 0)
+        job->answers->held = job->phase == JOB_HELD;
     return rc;
 }
 
@@ -308,16 +310,26 @@ void dispatch_retry_held(struct dispatch *d, uint64_t now_us)
     uint32_t failed[FAILED_USERS_MAX], n_failed = 0;
     d->retry_held = false;
     for (struct job *job = d->held, *next; job != NULL; job = next) {
-        enum sched_limit limit;
+        enum sched_limit limit = SCHED_LIMIT_NONE;
         next = job->next_held;
         if (job->hold != JOB_HOLD_LIMIT || is_in(failed, n_failed, uid_of(job)))
             continue;
-        unhold(d, job);                         /* so that it does not stand in its own way */
-        int rc = check_room(d, job, 1, &limit); /* other answers count as waiting already */
+        unhold(d, job); /* so that it does not stand in its own way */
+        /* Its other answers count as waiting already, unless they came with it and do not yet. */
+        bool all = job->answers != NULL && job->answers->held;
+        int rc = check_room(d, job, all ? job->answers->n : 1, &limit);
         if (rc == 0)
             rc = enter(d, job, now_us, &limit);
-        if (rc == 0)
+        if (rc == 0) {
+            if (all)
+                job->answers->held = false;
             continue;
+        }
+        if (rc == -E2BIG) { /* waiting does not make it smaller */
+            refuse(d, job, rc, limit);
+            next = d->held; /* its other answers ended with it */
+            continue;
+        }
         struct job **at = &d->held;
         while (*at != next)
             at = &(*at)->next_held;

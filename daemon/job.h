@@ -37,6 +37,7 @@ struct answers {
     uint32_t n, n_jobs; /* answers in all; jobs that are there */
     uint32_t n_left;    /* whose ANSWER was not put yet */
     bool prompt_ran;    /* the others may join */
+    bool held;          /* the first waits for a limit: none of them counts as waiting */
     struct infer_abi_done sum;
     uint32_t failed; /* whose error DONE carries */
     struct report report;

@@ -74,37 +74,73 @@ static size_t find_stop(const char *text, size_t n, char stop)
     return at != NULL ? (size_t)(at - text) : n;
 }
 
-/* The whole answer, its text (hashed) and why it ends. stop: a byte that ends it; 0: none. */
-static void expect_answer(struct ask *a, uint32_t most, char stop)
+/* What a sequence's pages hold, in order: all rows, or under a window (window.c of engine/ says how
+ * it slides) its sinks and the latest. */
+struct rows {
+    uint32_t row[2 * SIM_CONTEXT_MAX];
+    uint32_t n, window, sinks, leave; /* in rows; window 0: none */
+    uint64_t start, h;
+};
+
+static void rows_init(struct rows *r, const struct ask *a)
 {
-    const struct tokenizer *t = sim.models[0].tokenizer;
+    uint32_t page = SIM_PAGE_TOKENS, asked = a->submit.window;
+    uint32_t sinks = a->submit.sinks != 0 ? a->submit.sinks : INFER_SINKS_DEFAULT;
+    uint32_t leave = (asked / 4 + page / 2) / page;
+    r->n = 0;
+    r->window = asked / page * page;
+    r->sinks = (sinks + page - 1) / page * page;
+    r->leave = (leave > 0 ? leave : 1) * page;
+    r->start = r->h = ask_state_start(a->model);
+}
+
+static void rows_add(struct rows *r, int32_t token)
+{
+    if (r->window > 0 && r->n == r->window) {
+        r->n -= r->leave;
+        memmove(r->row + r->sinks, r->row + r->sinks + r->leave,
+                (r->n - r->sinks) * sizeof *r->row);
+        r->h = r->start;
+        for (uint32_t i = 0; i < r->n; i++)
+            r->h = ask_state_add(r->h, r->row[i]);
+    }
+    r->row[r->n++] = (uint32_t)token + 1;
+    r->h = ask_state_add(r->h, (uint32_t)token + 1);
+}
+
+/* The whole answer, its text (hashed) and why it ends. stop: a byte that ends it; 0: none. */
+static void expect_answer(const struct ask *a, uint32_t number, uint32_t most, char stop,
+                          struct sim_answer *ret)
+{
     struct infer_logit_bias biases[2] = {{a->banned, -INFINITY}, {0, -INFINITY}};
     uint32_t first = a->banned < 0, n_biases = 1 - first + a->submit.sampling.ignore_eos;
+    uint64_t seed = infer_answer_seed_of(a->submit.sampling.seed, number);
     static char text[SIM_CONTEXT_MAX * 4 + 2 * TOKENIZER_PUSH_ROOM];
+    static struct rows rows;
     struct detokenizer d;
     size_t n = 0, end = 0;
-    uint64_t h = ask_state_start(a->model);
-    detokenizer_init(&d, t, 0, false);
-    a->expected = malloc(most * sizeof *a->expected);
+    detokenizer_init(&d, sim.models[0].tokenizer, 0, false);
+    ret->expected = malloc(most * sizeof *ret->expected);
+    rows_init(&rows, a);
     for (uint32_t i = 0; i < a->n_prompt; i++)
-        h = ask_state_add(h, (uint32_t)a->prompt[i] + 1);
-    a->finish = INFER_FINISH_NONE;
-    while (a->finish == INFER_FINISH_NONE) {
-        int32_t token = ask_token(h, a->submit.sampling.seed, shape()->n_vocab,
-                                  sim.plan.end_permille, biases + first, n_biases);
-        h = ask_state_add(h, (uint32_t)token + 1);
-        a->expected[a->n_expected++] = token;
-        a->finish = token == 0              ? INFER_FINISH_STOP
-                    : a->n_expected == most ? INFER_FINISH_LENGTH
-                                            : INFER_FINISH_NONE;
+        rows_add(&rows, a->prompt[i]);
+    while (ret->finish == INFER_FINISH_NONE) {
+        int32_t token = ask_token(rows.h, seed, shape()->n_vocab, sim.plan.end_permille,
+                                  biases + first, n_biases);
+        ret->expected[ret->n_expected++] = token;
+        ret->finish = token == 0                ? INFER_FINISH_STOP
+                      : ret->n_expected == most ? INFER_FINISH_LENGTH
+                                                : INFER_FINISH_NONE;
         n += detokenizer_push(&d, token, text + n, TOKENIZER_PUSH_ROOM);
-        if (a->finish != INFER_FINISH_NONE)
+        if (ret->finish != INFER_FINISH_NONE)
             n += detokenizer_flush(&d, text + n, TOKENIZER_PUSH_ROOM);
         end = find_stop(text, n, stop);
         if (end < n)
-            a->finish = INFER_FINISH_STRING;
+            ret->finish = INFER_FINISH_STRING;
+        if (ret->finish == INFER_FINISH_NONE)
+            rows_add(&rows, token);
     }
-    a->expected_text = hash_bytes(TEXT_HASH, text, end);
+    ret->expected_text = hash_bytes(TEXT_HASH, text, end);
 }
 
 static const struct sched_policy *policy_of(const struct sim_client *c)
@@ -114,8 +150,10 @@ static const struct sched_policy *policy_of(const struct sim_client *c)
 }
 
 /* Can so many rows never be held? */
-static bool never_fits(const struct sim_client *c, uint32_t n_rows)
+static bool never_fits(const struct sim_client *c, const struct ask *a, uint32_t n_rows)
 {
+    uint32_t window = a->submit.window / SIM_PAGE_TOKENS * SIM_PAGE_TOKENS;
+    n_rows = window > 0 && window < n_rows ? window : n_rows;
     uint32_t pages = (n_rows + SIM_PAGE_TOKENS - 1) / SIM_PAGE_TOKENS;
     uint32_t most = policy_of(c)->max_pages;
     return pages > sim.plan.n_pages || (most > 0 && pages > most);
@@ -149,10 +187,11 @@ static void put_input(struct ask *a, struct sim_client *c, bool as_text)
 {
     if (!as_text) {
         a->submit.input = INFER_ABI_TOKENS;
-        take_payload(a, a->prompt, a->n_prompt * (uint32_t)sizeof *a->prompt);
+        take_payload(a, a->prompt + a->n_past,
+                     (a->n_prompt - a->n_past) * (uint32_t)sizeof *a->prompt);
     } else {
         a->submit.input = INFER_ABI_TEXT;
-        for (uint32_t i = 0; i < a->n_prompt; i++) {
+        for (uint32_t i = a->n_past; i < a->n_prompt; i++) {
             uint8_t byte = (uint8_t)random_between(&c->random, 'b', 'z');
             a->prompt[i] = 3 + byte;
             take_payload(a, &byte, 1);
@@ -176,14 +215,59 @@ static void draw_sampling(struct ask *a, struct sim_client *c)
     }
 }
 
-static void draw_generate(struct ask *a, struct sim_client *c)
+/* Puts what stands in the conversation before the prompt. */
+static void continue_talk(struct ask *a, struct talk *t)
+{
+    int32_t *all = malloc((t->n_tokens + a->n_prompt + 1) * sizeof *all);
+    memcpy(all, t->tokens, t->n_tokens * sizeof *all);
+    memcpy(all + t->n_tokens, a->prompt, a->n_prompt * sizeof *all);
+    free(a->prompt);
+    a->prompt = all;
+    a->n_past = t->n_tokens;
+    a->n_prompt += t->n_tokens;
+    a->model = t->model;
+    a->talk = t;
+    a->submit.model[0] = '\0'; /* the one that it is with */
+    a->submit.conversation = t->id;
+    a->submit.window = t->window;
+    a->submit.sinks = t->sinks;
+    t->busy = true;
+}
+
+static struct talk *idle_talk(struct sim_client *c)
+{
+    struct talk *t = &c->talks[random_below(&c->random, SIM_TALKS_MAX)];
+    return t->id != 0 && !t->busy ? t : NULL;
+}
+
+/* What requests could not ask for at first. */
+static void draw_new(struct ask *a, struct sim_client *c)
+{
+    uint32_t permille = sim.plan.new_permille;
+    struct talk *t = idle_talk(c);
+    if (permille == 0)
+        return;
+    if (random_chance(&c->random, permille))
+        a->submit.flags |= INFER_ABI_WAIT;
+    if (random_chance(&c->random, permille) && sim.plan.n_context >= INFER_WINDOW_MIN) {
+        a->submit.window = random_between(&c->random, INFER_WINDOW_MIN, sim.plan.n_context);
+        a->submit.sinks = random_below(&c->random, a->submit.window / 4 + 1);
+    }
+    if (t != NULL && random_chance(&c->random, 500)) {
+        a->submit.flags |= INFER_ABI_KEEP;
+        continue_talk(a, t);
+    } else if (random_chance(&c->random, permille)) {
+        a->submit.flags |= INFER_ABI_KEEP;
+    } else if (random_chance(&c->random, permille)) {
+        a->n_answers = random_between(&c->random, 2, SIM_ANSWERS_MAX);
+        a->submit.n_answers = a->n_answers;
+    }
+}
+
+static char draw_stop_and_bias(struct ask *a, struct sim_client *c)
 {
     struct infer_logit_bias bias = {.bias = -INFINITY};
-    uint32_t context = sim.plan.n_context;
     char stop = 0;
-    draw_prompt(a, c, random_between(&c->random, 1, c->plan->prompt_max));
-    put_input(a, c, random_chance(&c->random, 100));
-    draw_sampling(a, c);
     if (random_chance(&c->random, 80) && !sim.plan.saturated) {
         uint32_t length = 1;
         stop = (char)random_between(&c->random, 'A', 'Z');
@@ -196,26 +280,61 @@ static void draw_generate(struct ask *a, struct sim_client *c)
         take_payload(a, &bias, sizeof bias);
         a->submit.biases_bytes = sizeof bias;
     }
-    if (random_chance(&c->random, 100))
+    return stop;
+}
+
+/* Or why there is none. */
+static void expect(struct ask *a, struct sim_client *c, char stop, uint32_t *ret_most)
+{
+    uint32_t context = sim.plan.n_context, most = a->submit.sampling.max_tokens;
+    uint32_t room = a->n_prompt < context ? context - a->n_prompt : 0;
+    if (a->submit.window > 0 && a->n_prompt - a->n_past < context)
+        room = UINT32_MAX;
+    most = most == 0 || most > room ? room : most;
+    if (room == 0)
+        a->must_fail = INFER_E_PROMPT_TOO_LONG;
+    else if (never_fits(c, a, a->n_prompt + most))
+        a->must_fail = INFER_E_NO_MEMORY;
+    for (uint32_t i = 0; i < a->n_answers; i++) {
+        a->answers[i].text_hash = TEXT_HASH;
+        a->answers[i].got = malloc((most + 1) * sizeof(int32_t));
+        if (a->must_fail == 0 && a->submit.sampling.seed != 0)
+            expect_answer(a, i, most, stop, &a->answers[i]);
+    }
+    *ret_most = most;
+}
+
+static void draw_generate(struct ask *a, struct sim_client *c)
+{
+    uint32_t most;
+    draw_prompt(a, c, random_between(&c->random, 1, c->plan->prompt_max));
+    draw_new(a, c);
+    put_input(a, c, random_chance(&c->random, 100));
+    draw_sampling(a, c);
+    if (a->submit.window > 0) /* an answer without end is for another time */
+        a->submit.sampling.max_tokens = random_between(&c->random, 1, 3 * c->plan->answer_max);
+    char stop = draw_stop_and_bias(a, c);
+    if (random_chance(&c->random, 100) && a->talk == NULL)
         a->submit.flags |= INFER_ABI_WANT_PROMPT;
     a->submit.priority = random_below(&c->random, 3);
     if (random_chance(&c->random, c->plan->deadline_permille))
         a->submit.deadline_ms = 1u << random_below(&c->random, 16);
-    uint32_t room = a->n_prompt < context ? context - a->n_prompt : 0;
-    uint32_t most = a->submit.sampling.max_tokens;
-    most = most == 0 || most > room ? room : most;
-    if (room == 0)
-        a->must_fail = INFER_E_PROMPT_TOO_LONG;
-    else if (never_fits(c, a->n_prompt + most))
-        a->must_fail = INFER_E_NO_MEMORY;
-    else if (a->submit.sampling.seed != 0)
-        expect_answer(a, most, stop);
+    expect(a, c, stop, &most);
     if (random_chance(&c->random, c->plan->cancel_permille)) {
         if (random_chance(&c->random, 500))
             a->cancel_us = 1 + sim_now_us() + (1u << random_below(&c->random, 24));
         else
             a->cancel_after = random_below(&c->random, most + 1);
     }
+}
+
+/* A conversation of another user, or one that never was. */
+static uint64_t foreign_talk(struct sim_client *c)
+{
+    const struct sim_client *other = &sim.clients[random_below(&c->random, sim.plan.n_clients)];
+    const struct talk *t = &other->talks[random_below(&c->random, SIM_TALKS_MAX)];
+    return other->state == CLIENT_THERE && other->user != c->user && t->id != 0 ? t->id
+                                                                                : UINT64_C(1) << 41;
 }
 
 static void draw_wrong(struct ask *a, struct sim_client *c)
@@ -225,7 +344,7 @@ static void draw_wrong(struct ask *a, struct sim_client *c)
     infer_sampling_default(&a->submit.sampling);
     a->submit.sampling.seed = 1;
     a->submit.sampling.max_tokens = 1;
-    switch (random_below(&c->random, 6)) {
+    switch (random_below(&c->random, 8)) {
     case 0:
         a->n_prompt = 0;
         a->must_fail = INFER_E_PROMPT_EMPTY;
@@ -246,6 +365,16 @@ static void draw_wrong(struct ask *a, struct sim_client *c)
         a->submit.head.kind = 77;
         a->must_fail = INFER_E_UNSUPPORTED;
         return; /* no payload can follow what is not known */
+    case 5:
+        a->submit.flags |= INFER_ABI_KEEP;
+        a->submit.conversation = foreign_talk(c);
+        a->must_fail = INFER_E_NOT_FOUND;
+        break;
+    case 6: /* nothing keeps several answers */
+        a->submit.flags |= INFER_ABI_KEEP;
+        a->submit.n_answers = 2;
+        a->must_fail = INFER_E_BAD_PARAMETER;
+        break;
     default:
         a->submit.op = 99;
         a->must_fail = INFER_E_UNSUPPORTED;
@@ -273,8 +402,8 @@ static void draw_odd(struct ask *a, struct sim_client *c)
 {
     static const uint32_t ops[] = {INFER_ABI_GENERATE,   INFER_ABI_SCORE,  INFER_ABI_TOKENIZE,
                                    INFER_ABI_DETOKENIZE, INFER_ABI_STATUS, INFER_ABI_MODELS,
-                                   INFER_ABI_END};
-    a->kind = (enum ask_kind)random_below(&c->random, ASK_END + 1);
+                                   INFER_ABI_END,        INFER_ABI_FORGET};
+    a->kind = (enum ask_kind)random_below(&c->random, ASK_FORGET + 1);
     a->submit.op = ops[a->kind];
     infer_sampling_default(&a->submit.sampling);
     switch (a->kind) {
@@ -287,7 +416,7 @@ static void draw_odd(struct ask *a, struct sim_client *c)
         a->submit.n_top = random_below(&c->random, 3);
         if (a->n_prompt > sim.plan.n_context)
             a->must_fail = INFER_E_PROMPT_TOO_LONG;
-        else if (a->n_prompt > 1 && never_fits(c, a->n_prompt))
+        else if (a->n_prompt > 1 && never_fits(c, a, a->n_prompt))
             a->must_fail = INFER_E_NO_MEMORY;
         break;
     case ASK_TOKENIZE:
@@ -298,6 +427,14 @@ static void draw_odd(struct ask *a, struct sim_client *c)
     case ASK_END:
         draw_target(a, c);
         break;
+    case ASK_FORGET:
+        a->talk = idle_talk(c);
+        if (a->talk != NULL)
+            a->talk->busy = true;
+        else
+            a->must_fail = INFER_E_NOT_FOUND;
+        a->submit.target = a->talk != NULL ? a->talk->id : foreign_talk(c);
+        break;
     default:
         break;
     }
@@ -305,13 +442,12 @@ static void draw_odd(struct ask *a, struct sim_client *c)
 
 void ask_draw(struct ask *a, struct sim_client *c, uint32_t request)
 {
-    *a = (struct ask){.request = request, .banned = -1, .cancel_after = UINT32_MAX};
+    *a = (struct ask){.request = request, .banned = -1, .n_answers = 1, .cancel_after = UINT32_MAX};
     a->submit.head = (struct infer_abi_record){.kind = INFER_ABI_SUBMIT, .request = request};
     a->submit.fixed_bytes = sizeof a->submit;
     a->submit.op = INFER_ABI_GENERATE;
     a->submitted_us = sim_now_us();
     a->n_failures = (uint32_t)sim.n_failures;
-    a->text_hash = TEXT_HASH;
     a->model = random_below(&c->random, sim.plan.n_models);
     if (a->model > 0 || random_chance(&c->random, 300))
         strcpy(a->submit.model, sim.models[a->model].name);
@@ -329,7 +465,10 @@ void ask_done(struct ask *a)
 {
     free(a->payload);
     free(a->prompt);
-    free(a->expected);
+    for (uint32_t i = 0; i < SIM_ANSWERS_MAX; i++) {
+        free(a->answers[i].expected);
+        free(a->answers[i].got);
+    }
     free(a->result);
     memset(a, 0, sizeof *a);
 }
@@ -359,18 +498,26 @@ static void take_token(struct ask *a, struct sim_client *c, const struct infer_a
     if (a->kind != ASK_GENERATE || a->n_queued == 0 || need != bytes)
         WRONG("a token of %u bytes, after %u QUEUED, of a request of kind %d", bytes, a->n_queued,
               (int)a->kind);
-    a->text_hash = hash_bytes(a->text_hash, e + 1, e->text_bytes);
+    if (e->head.answer >= a->n_answers || a->answers[e->head.answer].over) {
+        WRONG("a token of answer %u of %u, or it is over", e->head.answer, a->n_answers);
+        return;
+    }
+    struct sim_answer *s = &a->answers[e->head.answer];
+    s->text_hash = hash_bytes(s->text_hash, e + 1, e->text_bytes);
     if (e->head.flags & INFER_ABI_TEXT_ONLY)
         return;
-    if (e->index != a->n_tokens)
-        WRONG("token %u where %u comes next", e->index, a->n_tokens);
-    else if (a->expected != NULL && a->n_tokens >= a->n_expected)
-        WRONG("more than %u tokens", a->n_expected);
-    else if (a->expected != NULL && e->token != a->expected[a->n_tokens])
-        WRONG("token %u is %d, alone it is %d", a->n_tokens, e->token, a->expected[a->n_tokens]);
+    if (e->index != s->n_tokens || s->got == NULL)
+        WRONG("token %u where %u comes next", e->index, s->n_tokens);
+    else if (s->expected != NULL && s->n_tokens >= s->n_expected)
+        WRONG("more than %u tokens", s->n_expected);
+    else if (s->expected != NULL && e->token != s->expected[s->n_tokens])
+        WRONG("token %u is %d, alone it is %d", s->n_tokens, e->token, s->expected[s->n_tokens]);
+    else
+        s->got[s->n_tokens] = e->token;
     if (e->n_top != a->submit.sampling.logprobs)
         WRONG("%u log-probabilities where %u were asked for", e->n_top,
               a->submit.sampling.logprobs);
+    s->n_tokens++;
     a->n_tokens++;
     sim.n_tokens++;
     if (a->n_tokens >= a->cancel_after && a->cancel_us == 0)
@@ -382,7 +529,7 @@ static void take_result(struct ask *a, struct sim_client *c, const struct infer_
                         uint32_t bytes)
 {
     uint32_t n = bytes - (uint32_t)sizeof *e;
-    if (e->offset != a->n_result_bytes || a->n_tokens > 0)
+    if (e->offset != a->n_result_bytes || (a->n_tokens > 0 && a->n_answers == 1))
         WRONG("a result's part at %u where %u comes next, after %u tokens", e->offset,
               a->n_result_bytes, a->n_tokens);
     a->result = realloc(a->result, a->n_result_bytes + n + 1);
@@ -424,11 +571,13 @@ static bool may_fail(const struct ask *a, const struct sim_client *c, int code)
     uint64_t waited = sim_now_us() - a->submitted_us;
     switch (code) {
     case INFER_E_QUOTA:
+        if (a->submit.flags & INFER_ABI_WAIT && a->n_answers <= policy->max_waiting)
+            return false;
         return a->kind <= ASK_SCORE && (policy->max_waiting > 0 || policy->tokens_per_minute > 0);
     case INFER_E_DEADLINE:
         return a->submit.deadline_ms > 0 && waited >= 1000ull * a->submit.deadline_ms;
     case INFER_E_SLOW_READER:
-        return c->plan->habit != HABIT_PROMPT && waited >= DISPATCH_SLOW_READER_US;
+        return c->plan->habit != HABIT_PROMPT && waited >= sim.plan.slow_cancel_us;
     case INFER_E_CANCELLED:
         return a->ended_by_id;
     case INFER_E_BACKEND:
@@ -437,7 +586,12 @@ static bool may_fail(const struct ask *a, const struct sim_client *c, int code)
     case INFER_E_SHUTDOWN:
         return sim.lost;
     case INFER_E_NOT_FOUND:
-        return a->kind == ASK_END;
+        /* Pages that an idle conversation holds go to who runs. */
+        return a->kind == ASK_END || (a->talk != NULL && a->talk->window > 0);
+    case INFER_E_NO_MEMORY: /* a window that slid can only be saved */
+        return a->submit.window > 0;
+    case INFER_E_INTERNAL: /* ... and what was saved was lost */
+        return a->submit.window > 0 && sim.n_failures > a->n_failures;
     default:
         return false;
     }
@@ -445,6 +599,8 @@ static bool may_fail(const struct ask *a, const struct sim_client *c, int code)
 
 static void check_cached(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
 {
+    if (a->talk != NULL && a->submit.window > 0)
+        return; /* its state was kept, not cached */
     if (e->n_prompt_cached % SIM_PAGE_TOKENS != 0 || e->n_prompt_cached >= a->n_prompt)
         WRONG("%u of %u prompt tokens were cached", e->n_prompt_cached, a->n_prompt);
     /* Once is this request itself. */
@@ -452,23 +608,33 @@ static void check_cached(struct ask *a, struct sim_client *c, const struct infer
         WRONG("%u tokens were cached that its user never sent before", e->n_prompt_cached);
 }
 
-static void check_answer(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
+/* One answer that ended without an error. */
+static void check_answer(struct ask *a, struct sim_client *c, const struct sim_answer *s,
+                         const struct infer_abi_done *e)
 {
-    if (e->n_tokens != a->n_tokens || e->n_prompt != a->n_prompt)
+    if (e->n_tokens != s->n_tokens || e->n_prompt != a->n_prompt)
         WRONG("DONE counts %u and %u tokens; %u and %u came", e->n_prompt, e->n_tokens, a->n_prompt,
-              a->n_tokens);
+              s->n_tokens);
+    if (e->finish == INFER_FINISH_CANCEL) {
+        if (!a->cancelled)
+            WRONG("it ended after %u tokens as cancelled, which nobody did", s->n_tokens);
+    } else if (s->expected != NULL && (e->finish != s->finish || s->n_tokens != s->n_expected ||
+                                       s->text_hash != s->expected_text)) {
+        WRONG("%u tokens, finish %u, text %llx; alone %u, %u, %llx", s->n_tokens, e->finish,
+              (unsigned long long)s->text_hash, s->n_expected, s->finish,
+              (unsigned long long)s->expected_text);
+    }
+}
+
+static void check_generate(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
+{
     check_cached(a, c, e);
     if (a->submit.flags & INFER_ABI_WANT_PROMPT)
         check_ids(a, c);
-    if (e->finish == INFER_FINISH_CANCEL) {
-        if (!a->cancelled)
-            WRONG("it ended after %u tokens as cancelled, which nobody did", a->n_tokens);
-    } else if (a->expected != NULL && (e->finish != a->finish || a->n_tokens != a->n_expected ||
-                                       a->text_hash != a->expected_text)) {
-        WRONG("%u tokens, finish %u, text %llx; alone %u, %u, %llx", a->n_tokens, e->finish,
-              (unsigned long long)a->text_hash, a->n_expected, a->finish,
-              (unsigned long long)a->expected_text);
-    }
+    if (a->n_answers == 1)
+        check_answer(a, c, &a->answers[0], e);
+    else if (e->n_tokens != a->n_tokens)
+        WRONG("DONE counts %u tokens of all answers, %u came", e->n_tokens, a->n_tokens);
     /* A step and a look at the queue late is in time. */
     uint64_t late = 2 * DISPATCH_TICK_US + 3 * sim.step_most_ns / 1000;
     if (a->submit.deadline_ms > 0 && e->finish != INFER_FINISH_CANCEL &&
@@ -477,34 +643,87 @@ static void check_answer(struct ask *a, struct sim_client *c, const struct infer
               a->submit.deadline_ms);
 }
 
+static void check_error(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
+{
+    uint32_t finish = e->error == INFER_E_CANCELLED ? INFER_FINISH_CANCEL : INFER_FINISH_ERROR;
+    if (e->error != a->must_fail && (a->must_fail != 0 || !may_fail(a, c, e->error)) &&
+        !(a->must_fail == INFER_E_NO_MEMORY && may_fail(a, c, e->error)) &&
+        !(sim.lost && e->error == INFER_E_SHUTDOWN))
+        WRONG("error %d (%.*s), not for a reason that was given", e->error, (int)e->detail_bytes,
+              (const char *)(e + 1));
+    if (e->finish != finish || e->detail_bytes == 0)
+        WRONG("error %d with finish %u and %u bytes of detail", e->error, e->finish,
+              e->detail_bytes);
+}
+
+static void take_answer(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
+{
+    uint32_t i = e->head.answer;
+    sim_note("answer", c->index, a->request, (uint64_t)e->error << 8 | e->finish);
+    if (a->n_answers == 1 || i >= a->n_answers || a->answers[i].over) {
+        WRONG("ANSWER %u of %u", i, a->n_answers);
+        return;
+    }
+    a->answers[i].over = true;
+    if (e->error != 0)
+        check_error(a, c, e);
+    else
+        check_answer(a, c, &a->answers[i], e);
+}
+
+/* What the request leaves in its conversation: with one token drawn its prompt and answer, before
+ * that what stood there. */
+static void keep_talk(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
+{
+    struct talk *t = a->talk;
+    const struct sim_answer *s = &a->answers[0];
+    if (t != NULL)
+        t->busy = false;
+    if (t != NULL && (a->kind == ASK_FORGET || e->error == INFER_E_NOT_FOUND ||
+                      (e->error != 0 && a->submit.window > 0))) { /* it may have lost its state */
+        free(t->tokens);
+        *t = (struct talk){0};
+        return;
+    }
+    if (!(a->submit.flags & INFER_ABI_KEEP) || a->kind != ASK_GENERATE || s->n_tokens == 0 ||
+        (e->error != 0 && a->submit.window > 0))
+        return;
+    for (uint32_t i = 0; i < SIM_TALKS_MAX && t == NULL; i++)
+        if (c->talks[i].id == 0)
+            t = &c->talks[i];
+    if (t == NULL)
+        return; /* one more than it remembers */
+    uint32_t n = a->n_prompt + s->n_tokens;
+    int32_t *tokens = realloc(t->tokens, n * sizeof *tokens);
+    memcpy(tokens, a->prompt, a->n_prompt * sizeof *tokens);
+    memcpy(tokens + a->n_prompt, s->got, s->n_tokens * sizeof *tokens);
+    seen_add(c->user->uid, tokens, n);
+    *t = (struct talk){a->id, tokens, n, a->model, a->submit.window, a->submit.sinks, false};
+}
+
 static void take_done(struct ask *a, struct sim_client *c, const struct infer_abi_done *e)
 {
     sim_note("done", c->index, a->request, (uint64_t)e->error << 8 | e->finish);
     sim.n_done++;
     sim.by_code[e->error == 0 ? 0 : (uint32_t)(e->error - 1000) % 128]++;
-    if (e->error != 0) {
-        uint32_t finish = e->error == INFER_E_CANCELLED ? INFER_FINISH_CANCEL : INFER_FINISH_ERROR;
-        if (e->error != a->must_fail && (a->must_fail != 0 || !may_fail(a, c, e->error)) &&
-            !(sim.lost && e->error == INFER_E_SHUTDOWN))
-            WRONG("error %d (%.*s), not for a reason that was given", e->error,
-                  (int)e->detail_bytes, (const char *)(e + 1));
-        if (e->finish != finish || e->detail_bytes == 0)
-            WRONG("error %d with finish %u and %u bytes of detail", e->error, e->finish,
-                  e->detail_bytes);
-    } else if (a->must_fail != 0) {
+    for (uint32_t i = 0; i < a->n_answers && a->n_answers > 1; i++)
+        if (!a->answers[i].over && a->n_queued > 0)
+            WRONG("DONE before ANSWER %u of %u", i, a->n_answers);
+    if (e->error != 0)
+        check_error(a, c, e);
+    else if (a->must_fail != 0)
         WRONG("it went well, error %d was due", a->must_fail);
-    } else if (a->kind == ASK_GENERATE) {
-        check_answer(a, c, e);
-    } else if (e->finish == INFER_FINISH_NONE) {
-        if (a->kind == ASK_SCORE)
-            check_scores(a, c);
-        else if (a->kind == ASK_TOKENIZE)
-            check_ids(a, c);
-        else if (a->kind == ASK_END && !a->target_is_ours)
-            WRONG("it ended request %llu of another user", (unsigned long long)a->target);
-    } else if (!a->cancelled) {
+    else if (a->kind == ASK_GENERATE)
+        check_generate(a, c, e);
+    else if (e->finish != INFER_FINISH_NONE && !a->cancelled)
         WRONG("finish %u", e->finish);
-    }
+    else if (e->finish == INFER_FINISH_NONE && a->kind == ASK_SCORE)
+        check_scores(a, c);
+    else if (e->finish == INFER_FINISH_NONE && a->kind == ASK_TOKENIZE)
+        check_ids(a, c);
+    else if (a->kind == ASK_END && !a->target_is_ours)
+        WRONG("it ended request %llu of another user", (unsigned long long)a->target);
+    keep_talk(a, c, e);
 }
 
 bool ask_take(struct ask *a, struct sim_client *c, const void *record, uint32_t bytes)
@@ -520,6 +739,9 @@ bool ask_take(struct ask *a, struct sim_client *c, const void *record, uint32_t 
         return false;
     case INFER_ABI_EV_RESULT:
         take_result(a, c, record, bytes);
+        return false;
+    case INFER_ABI_EV_ANSWER:
+        take_answer(a, c, record);
         return false;
     case INFER_ABI_EV_DONE:
         take_done(a, c, record);

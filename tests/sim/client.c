@@ -48,6 +48,9 @@ static void forget(struct sim_client *c)
 {
     for (uint32_t i = 0; i < SIM_ASKS_MAX; i++)
         ask_done(&c->asks[i]);
+    for (uint32_t i = 0; i < SIM_TALKS_MAX; i++)
+        free(c->talks[i].tokens);
+    memset(c->talks, 0, sizeof c->talks);
     munmap(c->words, INFER_ABI_DATA_OFFSET + c->plan->request_ring_bytes);
     munmap((void *)(uintptr_t)c->theirs, INFER_ABI_DATA_OFFSET + c->plan->token_ring_bytes);
     free(c->outbox);

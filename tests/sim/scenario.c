@@ -97,6 +97,10 @@ static void draw_mixed(struct sim_random *r, struct scenario *s)
         s->page_fail_permille = 20;
     if (random_chance(r, 15))
         s->lose_step = 1 + random_below(r, 300);
+    s->new_permille = PICK(r, 0, 50, 200);
+    s->slow_preempt_us = PICK(r, 1000000, 5000000, 10000000);
+    s->slow_cancel_us = PICK(r, 6000000, 20000000);
+    s->swap_bytes = PICK(r, 0, 1, 1024, 16384);
     draw_users(r, s);
     s->n_clients = PICK(r, 1, 2, 3, 4, 6, 8, 12);
     uint64_t scale = 200ull * s->step_us;
@@ -115,6 +119,7 @@ static void draw_saturated(struct sim_random *r, struct scenario *s)
     s->step_rows = PICK(r, 32, 128, 512);
     s->step_us = PICK(r, 1000, 10000);
     s->row_us = s->step_us / PICK(r, 16, 64);
+    s->slow_cancel_us = 20000000;
     s->n_users = random_between(r, 2, 3);
     for (uint32_t i = 0; i < s->n_users; i++) {
         s->users[i].uid = FIRST_UID + i;

@@ -30,6 +30,8 @@ enum {
     SIM_PAGE_TOKENS = 16,
     SIM_CONTEXT_MAX = 512,    /* what the file says the model was made for */
     SIM_PREFIXES = 8,         /* that prompts share */
+    SIM_ANSWERS_MAX = 4,      /* of one request */
+    SIM_TALKS_MAX = 4,        /* conversations of one client */
     SIM_SEEN = 1 << 14,       /* prefixes that users have sent */
     SIM_SATURATED_FROM = 500, /* steps of a saturated scenario that are compared */
     SIM_SATURATED_STEPS = 2500,
@@ -97,10 +99,12 @@ struct scenario {
     bool saturated; /* everybody always has something to run: shares are compared */
     uint32_t n_models, n_pages, n_context, max_running, step_rows;
     struct sched_policy policy;
-    uint32_t step_us, row_us;                   /* what a step takes */
-    uint32_t fail_permille, page_fail_permille; /* of steps; of copied or zeroed pages */
-    uint64_t lose_step;                         /* the device is lost then; 0: never */
-    uint32_t end_permille;                      /* of tokens: the model ends its answer */
+    uint32_t step_us, row_us;                             /* what a step takes */
+    uint32_t fail_permille, page_fail_permille;           /* of steps; of copied or zeroed pages */
+    uint64_t lose_step;                                   /* the device is lost then; 0: never */
+    uint32_t end_permille;                                /* of tokens: the model ends its answer */
+    uint64_t slow_preempt_us, slow_cancel_us, swap_bytes; /* of struct dispatch_config */
+    uint32_t new_permille; /* of requests: several answers, windows, conversations, WAIT, each */
     uint32_t n_users, n_clients;
     struct sim_user users[SIM_USERS_MAX];
     struct sim_client_plan clients[SIM_CLIENTS_MAX];
@@ -119,6 +123,24 @@ enum ask_kind {
     ASK_STATUS,
     ASK_MODELS,
     ASK_END,
+    ASK_FORGET,
+};
+
+/* One of a request's answers. */
+struct sim_answer {
+    int32_t *expected, *got; /* expected NULL: not known */
+    uint32_t n_expected, n_tokens;
+    uint32_t finish;
+    uint64_t text_hash, expected_text;
+    bool over;
+};
+
+/* A conversation that a client keeps on the daemon: what stands in it. */
+struct talk {
+    uint64_t id; /* 0: none */
+    int32_t *tokens;
+    uint32_t n_tokens, model, window, sinks;
+    bool busy;
 };
 
 struct ask {
@@ -130,10 +152,12 @@ struct ask {
     uint32_t model;
     int must_fail; /* with this code; 0: it is right */
     /* What comes out when nothing interferes. */
-    int32_t *prompt, *expected;
-    uint32_t n_prompt, n_expected;
-    uint32_t finish;
-    int32_t banned; /* by a bias; -1: none */
+    int32_t *prompt;
+    uint32_t n_past, n_prompt; /* the first n_past are the conversation's */
+    struct sim_answer answers[SIM_ANSWERS_MAX];
+    uint32_t n_answers;
+    struct talk *talk; /* that it continues, or ends */
+    int32_t banned;    /* by a bias; -1: none */
     /* The course of it. */
     uint64_t submitted_us; /* when its record was shown to the hub */
     uint64_t cancel_us;    /* when to cancel; 0: not */
@@ -146,7 +170,6 @@ struct ask {
     uint32_t n_queued, n_tokens, n_result_bytes;
     uint32_t n_failures; /* of the device, when it was submitted */
     uint8_t *result;
-    uint64_t text_hash, expected_text;
 };
 
 struct sim_client;
@@ -201,6 +224,7 @@ struct sim_client {
     uint32_t n_asked, n_open;
     uint64_t next_ask_us, next_read_us, last_read_us;
     struct ask asks[SIM_ASKS_MAX];
+    struct talk talks[SIM_TALKS_MAX];
 };
 
 /* One turn of the client's. Returns when it wants to be called again at the latest; UINT64_MAX:

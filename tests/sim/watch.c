@@ -23,7 +23,7 @@
 #define STEPS_LATE 8
 
 struct known {
-    bool there, waits;
+    bool there, waits, parked; /* parked: it was once, which stops its ageing */
     uint32_t uid, model;
     enum sched_class class;
     uint64_t added_us, number;
@@ -185,15 +185,10 @@ static bool pages_full(const struct sched *s, const struct known *k)
     return false;
 }
 
-/* Is an older one of its uid waiting on the highest rung, too? That one is before it. */
-static bool is_first(const struct sched *s, const struct known *k)
+/* Is it the next of its uid? Older ones on the highest rung and preempted ones are before it. */
+static bool is_first(const struct sched *s, uint32_t slot)
 {
-    for (uint32_t slot = 0; slot < n_known; slot++)
-        if (known[slot].there && known[slot].uid == k->uid && known[slot].model == k->model &&
-            known[slot].number < k->number && s->sequences[slot].state == STATE_WAITING &&
-            s->sequences[slot].rung == 0)
-            return false;
-    return true;
+    return queue_head(s, &s->lanes[s->sequences[slot].lane]) == slot;
 }
 
 /* May `slot` have started while `aged` waits? */
@@ -222,13 +217,14 @@ static void check_starts(const struct sched *s, uint64_t now_us, struct before *
         const struct sequence *seq = &s->sequences[slot];
         if (!k->there || !k->waits || seq->state != STATE_WAITING)
             continue; /* one that was preempted has started before */
+        known[slot].parked |= seq->parked;
         uint64_t bound = (uint64_t)(k->class + 1) * s->config.age_us;
-        if (now_us > k->added_us + bound + late && seq->rung != 0 &&
+        if (now_us > k->added_us + bound + late && seq->rung != 0 && !k->parked &&
             s->n_waiting <= SCHED_AGE_PER_STEP)
             sim_fail("slot %u of class %d waits for %llu us and is on rung %u", slot, (int)k->class,
                      (unsigned long long)(now_us - k->added_us), seq->rung);
         if (n == 0 || seq->rung != 0 || seq->parked || b->full[index_of(k->uid)] ||
-            !is_first(s, k) || pages_full(s, k))
+            !pages_let_start(s, seq) || !is_first(s, slot) || pages_full(s, k))
             continue;
         for (uint32_t i = 0; i < n; i++)
             if (known[starts[i]].model == k->model && !may_pass(b, &known[starts[i]], k))

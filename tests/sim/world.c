@@ -466,6 +466,9 @@ static void begin(void)
                                      .max_running = plan->max_running,
                                      .step_rows = plan->step_rows,
                                      .policy = plan->policy,
+                                     .slow_preempt_us = plan->slow_preempt_us,
+                                     .slow_cancel_us = plan->slow_cancel_us,
+                                     .swap_bytes = plan->swap_bytes,
                                      .cpu = -1,
                                      .loop = &loop,
                                      .page = sim.page,
@@ -501,7 +504,8 @@ static void check_pages(void)
             for (const struct job *job = c->jobs; job != NULL; job = job->next)
                 if (job->sequence != NULL && job->model_index == m && n < INFER_SEQUENCES_MAX)
                     all[n++] = &job->sequence->state;
-        kv_check(sim.models[m].pool, all, n);
+        if (sim.dispatch->past_pages[m] == 0) /* else idle conversations hold some, too */
+            kv_check(sim.models[m].pool, all, n);
     }
 }
 
@@ -513,13 +517,36 @@ static void check_idle(void)
     for (const struct client *c = sim.dispatch->clients; c != NULL; c = c->next)
         for (const struct job *job = c->jobs; job != NULL; job = job->next) {
             bool ready = job->slot != JOB_NO_SLOT && !job->stalled;
-            n_waiting += ready && job->started_us == 0;
-            n_running += ready && job->started_us != 0;
+            bool runs = job->started_us != 0 && !job->preempted;
+            n_waiting += ready && !runs && !job->fetching;
+            n_running += ready && runs;
         }
     if (n_running > 0)
         sim_fail("the hub rests though %u sequences run", n_running);
     else if (n_waiting > 0 && counts.n_running == 0)
         sim_fail("the hub rests though %u sequences wait and nothing runs", n_waiting);
+}
+
+/* With -v: what every job is at. */
+static void show_jobs(void)
+{
+    for (uint32_t m = 0; m < sim.plan.n_models; m++)
+        printf("model %u: %u of %u pages are held\n", m, kv_pool_used(sim.models[m].pool),
+               sim.plan.n_pages);
+    for (const struct client *c = sim.dispatch->clients; c != NULL; c = c->next)
+        for (const struct job *job = c->jobs; job != NULL; job = job->next) {
+            const struct engine_sequence *s = job->sequence;
+            printf("client %u request %u answer %u: phase %d hold %d slot %d%s%s%s%s%s",
+                   c->connection->client->index, job->request, job->answer, (int)job->phase,
+                   (int)job->hold, (int)job->slot, job->started_us != 0 ? ", started" : "",
+                   job->stalled ? ", stalled" : "", job->preempted ? ", preempted" : "",
+                   job->fetching ? ", fetching" : "", job->saved != NULL ? ", saved" : "");
+            if (s != NULL)
+                printf(", %llu tokens, %llu cached, %u pages of %u",
+                       (unsigned long long)s->n_tokens, (unsigned long long)s->n_cached,
+                       s->state.n_pages, engine_sequence_pages(s));
+            printf("\n");
+        }
 }
 
 static void check_nothing_left(void)
@@ -537,11 +564,6 @@ static void check_nothing_left(void)
     for (uint32_t i = 0; i < INFER_SEQUENCES_MAX; i++)
         if (d->by_slot[i] != NULL)
             sim_fail("slot %u is not empty when all is over", i);
-    for (uint32_t m = 0; m < sim.plan.n_models; m++) {
-        kv_check(sim.models[m].pool, NULL, 0);
-        if (kv_pool_used(sim.models[m].pool) != 0)
-            sim_fail("%u pages are held when all is over", kv_pool_used(sim.models[m].pool));
-    }
     for (uint32_t i = 0; i < sim.plan.n_clients; i++)
         if (sim.clients[i].connection.session != NULL)
             sim_fail("client %u: its session was never given back", i);
@@ -570,7 +592,8 @@ static void rest_until(uint64_t next_us)
 {
     uint64_t now = sim_now_us();
     check_idle();
-    if (sim.dispatch->stalled != NULL && next_us > now + SIM_REST_MOST_US)
+    if ((sim.dispatch->stalled != NULL || sim.dispatch->held != NULL) &&
+        next_us > now + SIM_REST_MOST_US)
         next_us = now + SIM_REST_MOST_US; /* the hub looks again soon by itself */
     if (sim.n_posts > 0 || atomic_load(&sim.dispatch->inbox.any))
         next_us = now;
@@ -608,6 +631,8 @@ static bool turn(void)
 
 static void end(void)
 {
+    if (sim.failed && sim.verbose)
+        show_jobs();
     for (uint32_t i = 0; i < sim.plan.n_clients; i++)
         client_die(&sim.clients[i]);
     for (int i = 0; i < 4; i++) { /* removal, its answer, and once more for good measure */
@@ -618,10 +643,14 @@ static void end(void)
     if (!sim.failed)
         check_nothing_left();
     if (sim.failed)
-        return; /* what is broken cannot be taken apart safely */
-    dispatch_free(sim.dispatch);
-    for (uint32_t i = 0; i < sim.plan.n_models; i++)
+        return;                  /* what is broken cannot be taken apart safely */
+    dispatch_free(sim.dispatch); /* and with it the conversations */
+    for (uint32_t i = 0; i < sim.plan.n_models; i++) {
+        kv_check(sim.models[i].pool, NULL, 0);
+        if (kv_pool_used(sim.models[i].pool) != 0)
+            sim_fail("%u pages are held when all is over", kv_pool_used(sim.models[i].pool));
         close_model(i);
+    }
 }
 
 void world_run(void)

@@ -433,6 +433,7 @@ static void test_chat_notices_another_daemon(void **state)
     wait_for("/help lists commands", 0);
     assert_int_equal(write(run.out_fd, "turns\r", 6), 6);
     wait_for("conversation 77 turn 0 of 1 messages", 0);
+    wait_for("\n> ", (size_t)(strstr(run.out, "1 messages") - run.out)); /* the answer has ended */
     fake_kill(fake);
     fake->started_us += 3000000;
     fake_start(fake); /* which knows a conversation 77 */

@@ -46,7 +46,8 @@ static struct outcome once(const struct way *w, struct shim *h, uint32_t stall_m
 {
     struct taker t = {.extents = extents};
     struct stream_sink sink = {.ctx = &t, .rows = take};
-    struct stream_io io = shim_io(h);
+    static struct stream_io io; /* a reader that is left behind still calls it */
+    io = shim_io(h);
     struct stream_options o = {.method = w->method,
                                .read_bytes = READ_BYTES,
                                .depth = DEPTH,

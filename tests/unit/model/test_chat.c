@@ -125,7 +125,8 @@ static void check_turn(const struct case_template *c, const struct chat_template
     }
     if (r < 0)
         fail_msg("%s: %s", c->name, report.text);
-    char *at = strstr(all.text, "Yes!!");
+    char *at = memmem(all.text, all.bytes, "Yes!!", 5);
+    assert_non_null(at);
     size_t head = (size_t)(at - all.text), skip = head + 5;
     assert_int_equal(turn.bytes, all.bytes - skip);
     assert_memory_equal(turn.text, all.text + skip, turn.bytes);

@@ -11,11 +11,13 @@
  *
  * Ageing needs no search either: all sequences of a rung stay there for the same time, so each rung
  * is a list in order of when they came there, and those due are at its front. (A rung is left at a
- * step, so climbing it takes up to one step longer.)
+ * step, so climbing it takes up to one step longer.) Who is parked when it is due does not climb
+ * and begins the rung anew; who was parked in between, as a client that reads in bursts is many
+ * times a second, keeps its place and loses nothing.
  *
- * Invariants: a waiting sequence that is not parked is in one rung's list and in the heap of its
- * lane at its level, one that is parked in neither and does not age; a lane is in `active` and in
- * its user's list exactly while it holds a sequence, so there are never more lanes than sequences.
+ * Invariants: a waiting sequence is in one rung's list; one that is not parked is in the heap of
+ * its lane at its level, too, one that is parked in none; a lane is in `active` and in its user's
+ * list exactly while it holds a sequence, so there are never more lanes than sequences.
  */
 #include "sched/internal.h"
 
@@ -160,20 +162,18 @@ static void lane_put(struct sched *s, uint32_t i)
     s->free_lane = i;
 }
 
-static void enter_level(struct sched *s, uint32_t slot)
+static void heap_enter(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
     uint32_t level = level_of(seq);
-    list_append(s, &s->rungs[seq->rung], slot);
     heap_add(s->sequences, &s->lanes[seq->lane].root[level], slot);
     s->users[seq->user].n_level[level]++;
 }
 
-static void leave_level(struct sched *s, uint32_t slot)
+static void heap_leave(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
     uint32_t level = level_of(seq);
-    list_take(s, &s->rungs[seq->rung], slot);
     heap_take(s->sequences, &s->lanes[seq->lane].root[level], slot);
     s->users[seq->user].n_level[level]--;
 }
@@ -182,16 +182,15 @@ void queue_release(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
     seq->lane = lane_get(s, seq->user, seq->model);
-    seq->since_us = s->now_us;
     s->lanes[seq->lane].n++;
     s->models[seq->model].n_waiting++;
-    enter_level(s, slot);
+    heap_enter(s, slot);
 }
 
 void queue_hold(struct sched *s, uint32_t slot)
 {
     struct sequence *seq = &s->sequences[slot];
-    leave_level(s, slot);
+    heap_leave(s, slot);
     s->models[seq->model].n_waiting--;
     if (--s->lanes[seq->lane].n == 0)
         lane_put(s, seq->lane);
@@ -206,6 +205,8 @@ void queue_add(struct sched *s, uint32_t slot)
     s->n_preempted += seq->preempted;
     s->users[seq->user].n_preempted += seq->preempted;
     seq->lane = NONE;
+    seq->since_us = s->now_us;
+    list_append(s, &s->rungs[seq->rung], slot);
     if (!seq->parked)
         queue_release(s, slot);
 }
@@ -217,6 +218,7 @@ void queue_take(struct sched *s, uint32_t slot)
     s->users[seq->user].n_waiting--;
     s->n_preempted -= seq->preempted;
     s->users[seq->user].n_preempted -= seq->preempted;
+    list_take(s, &s->rungs[seq->rung], slot);
     if (seq->lane != NONE)
         queue_hold(s, slot);
 }
@@ -239,21 +241,31 @@ uint32_t queue_rank(const struct sched *s, uint32_t slot)
     return n;
 }
 
+/* It has been on its rung for age_us. */
+static void climb(struct sched *s, uint32_t slot)
+{
+    struct sequence *seq = &s->sequences[slot];
+    list_take(s, &s->rungs[seq->rung], slot);
+    seq->since_us = s->now_us;
+    if (seq->lane != NONE) {
+        heap_leave(s, slot);
+        seq->rung--;
+        if (seq->rung == 0)
+            seq->deadline_us = 0;
+        heap_enter(s, slot);
+    }
+    list_append(s, &s->rungs[seq->rung], slot);
+}
+
 /* One rung at most per sequence and step, the oldest of a rung first. */
 void queue_age(struct sched *s)
 {
     uint32_t left = SCHED_AGE_PER_STEP;
     for (uint32_t rung = 1; rung < RUNGS; rung++) {
         for (uint32_t slot; left > 0 && (slot = s->rungs[rung].first) != NONE; left--) {
-            struct sequence *seq = &s->sequences[slot];
-            if (s->now_us - seq->since_us < s->config.age_us)
+            if (s->now_us - s->sequences[slot].since_us < s->config.age_us)
                 break;
-            leave_level(s, slot);
-            seq->rung--;
-            seq->since_us = s->now_us;
-            if (seq->rung == 0)
-                seq->deadline_us = 0;
-            enter_level(s, slot);
+            climb(s, slot);
         }
     }
 }
@@ -337,5 +349,5 @@ void queue_check(const struct sched *s)
         }
     for (uint32_t slot = 0; slot < s->config.max_sequences; slot++)
         n_parked += s->sequences[slot].state == STATE_WAITING && s->sequences[slot].lane == NONE;
-    assert(n_waiting + n_parked == s->n_waiting && n_listed == n_waiting);
+    assert(n_waiting + n_parked == s->n_waiting && n_listed == s->n_waiting);
 }

@@ -28,7 +28,8 @@
  * 4. Ageing: each age_us of waiting moves a request one class up, until it is interactive, and
  *    then ahead of its own uid's others. So after (class + 1) * age_us nobody is before it but uids
  *    that were served less, and of its own uid older requests and preempted ones. What it climbed
- *    it keeps, also when it is preempted; while it is parked it does not climb.
+ *    it keeps, also when it is preempted. One that is parked when it should climb waits for another
+ *    age_us first; to have been parked before that costs nothing.
  * 5. The next in order is not overtaken by smaller requests of the same model, so that a large one
  *    cannot starve; another model's requests may pass, and those of a uid that is far behind, which
  *    was served less by 1024 rows or runs less than half as many. A uid at its max_running or

@@ -318,6 +318,40 @@ static void test_each_age_is_one_class_up(void **state)
     sched_free(s);
 }
 
+static void test_parked_for_a_moment_ages_on(void **state)
+{
+    (void)state;
+    struct sched_config c = {
+        .max_sequences = 16, .max_running = 1, .step_rows = 8, .n_models = 1, .age_us = 1000};
+    struct sched *s;
+    struct sched_work w[8];
+    uint32_t model;
+    assert_int_equal(sched_new(&c, &s), 0);
+    set_pages(s, 0, 100);
+    add_at(s, 1, (struct ask){0});
+    sched_plan(s, 1, &model, w, 8);
+    uint32_t often = add_at(s, 1, (struct ask){.class = SCHED_CLASS_NORMAL});
+    uint32_t long_time = add_at(s, 1, (struct ask){.class = SCHED_CLASS_NORMAL});
+    uint32_t fresh = add_at(s, 1, (struct ask){.deadline_us = 1});
+    assert_int_equal(sched_position(s, often), 1);
+    for (uint64_t now = 100; now <= 2100; now += 100) {
+        sched_park(s, often);
+        sched_resume(s, often);
+        if (now == 500)
+            sched_park(s, long_time);
+        if (now == 1500)
+            sched_resume(s, long_time);
+        sched_plan(s, now, &model, w, 8);
+        sched_check(s);
+    }
+    assert_int_equal(sched_position(s, often), 0); /* twice up: before all of its uid */
+    assert_int_equal(sched_position(s, fresh), 1);
+    assert_int_equal(sched_position(s, long_time), 2); /* not once: it was parked when due */
+    sched_plan(s, 3200, &model, w, 8);
+    assert_int_equal(sched_position(s, long_time), 1);
+    sched_free(s);
+}
+
 static void test_newcomers_have_slots_but_not_for_batch(void **state)
 {
     (void)state;
@@ -730,6 +764,7 @@ int main(void)
         cmocka_unit_test(test_starts_go_by_what_a_uid_was_served),
         cmocka_unit_test(test_what_running_sequences_owe_counts_for_starts),
         cmocka_unit_test(test_each_age_is_one_class_up),
+        cmocka_unit_test(test_parked_for_a_moment_ages_on),
         cmocka_unit_test(test_newcomers_have_slots_but_not_for_batch),
         cmocka_unit_test(test_newcomer_slots_at_their_edges),
         cmocka_unit_test(test_skips_max_1_is_every_other_step),

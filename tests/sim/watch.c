@@ -5,7 +5,8 @@
  *   - rows within the budget, each sequence once, of one model, no more than it owes;
  *   - sentence 4: a sequence that waited for (class + 1) * age_us is on the highest rung, and then
  *     nobody of its model starts before it but older ones of its own uid, uids that were served
- *     less, and uids that ran nothing while newcomers' slots are free.
+ *     less, uids that ran nothing while newcomers' slots are free, and, by sentence 5, while the
+ *     next in order wants for pages, uids that are far behind that one's.
  * At the end of a saturated scenario: each uid's share of the decode rows is its weight's.
  *
  * Allocations are counted here too, for the same reason: --wrap sees those of the daemon's rooms
@@ -149,8 +150,9 @@ int __wrap_session_put_done(struct session *s, uint32_t request, uint32_t answer
 struct before {
     uint64_t key[SIM_USERS_MAX];
     uint32_t n_running[SIM_USERS_MAX];
-    bool full[SIM_USERS_MAX]; /* its limit of running sequences is reached */
-    bool started[SIM_USERS_MAX];
+    uint64_t served[SIM_USERS_MAX];
+    bool full[SIM_USERS_MAX];    /* its limit of running sequences is reached */
+    bool started[SIM_USERS_MAX]; /* by the plan; preempted ones that came back, too */
 };
 
 static uint32_t index_of(uint32_t uid)
@@ -167,7 +169,16 @@ static void look_before(const struct sched *s, struct before *ret)
             continue;
         ret->key[i] = users_start_key(&s->users[u]);
         ret->n_running[i] = s->users[u].n_running;
+        ret->served[i] = s->users[u].served;
         ret->full[i] = s->users[u].n_running >= s->users[u].policy.max_running;
+    }
+}
+
+static void look_after(const struct sched *s, struct before *b)
+{
+    for (uint32_t i = 0; i < sim.plan.n_users; i++) {
+        uint32_t u = users_find(s, sim.plan.users[i].uid);
+        b->started[i] = u != NONE && s->users[u].n_running > b->n_running[i];
     }
 }
 
@@ -200,16 +211,30 @@ static bool may_pass(const struct before *b, const struct known *started, const 
     return b->key[its] <= b->key[mine] || b->n_running[its] == 0 || b->started[mine];
 }
 
+/* Could it start because the next in order wants for pages that it does not? */
+static bool may_pass_for_pages(const struct sched *s, const struct before *b,
+                               const struct known *started)
+{
+    uint32_t wanting = s->models[started->model].wanting, its = index_of(started->uid);
+    if (wanting == NONE || known[wanting].uid == started->uid)
+        return false;
+    const struct user *of = &s->users[s->sequences[wanting].user];
+    struct user u = s->users[users_find(s, started->uid)];
+    u.n_running = b->n_running[its]; /* at the most so many when it was allowed */
+    u.served = b->served[its];
+    return far_behind(s, &u, of);
+}
+
 static void check_starts(const struct sched *s, uint64_t now_us, struct before *b)
 {
     static uint32_t starts[INFER_SEQUENCES_MAX];
     uint32_t n = 0;
     uint64_t late = STEPS_LATE * (sim.step_most_ns / 1000 + 1000) + 5 * SIM_REST_MOST_US;
+    look_after(s, b);
     for (uint32_t slot = 0; slot < n_known; slot++)
         if (known[slot].there && known[slot].waits && s->sequences[slot].state == STATE_RUNNING) {
             known[slot].waits = false;
             starts[n++] = slot;
-            b->started[index_of(known[slot].uid)] = true;
             sim_note("start", slot, known[slot].uid, now_us - known[slot].added_us);
         }
     for (uint32_t slot = 0; slot < n_known; slot++) {
@@ -224,10 +249,11 @@ static void check_starts(const struct sched *s, uint64_t now_us, struct before *
             sim_fail("slot %u of class %d waits for %llu us and is on rung %u", slot, (int)k->class,
                      (unsigned long long)(now_us - k->added_us), seq->rung);
         if (n == 0 || seq->rung != 0 || seq->parked || b->full[index_of(k->uid)] ||
-            !pages_let_start(s, seq) || !is_first(s, slot) || pages_full(s, k))
+            !is_first(s, slot) || pages_full(s, k))
             continue;
         for (uint32_t i = 0; i < n; i++)
-            if (known[starts[i]].model == k->model && !may_pass(b, &known[starts[i]], k))
+            if (known[starts[i]].model == k->model && !may_pass(b, &known[starts[i]], k) &&
+                !may_pass_for_pages(s, b, &known[starts[i]]))
                 sim_fail("slot %u of uid %u started before slot %u of uid %u, which waited for "
                          "%llu us",
                          starts[i], known[starts[i]].uid, slot, k->uid,

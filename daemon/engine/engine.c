@@ -18,12 +18,13 @@ struct engine_batch {
     struct infer_batch batch;
 };
 
-static void zero_page(void *ctx, uint32_t page)
+static int zero_page(void *ctx, uint32_t page)
 {
     struct engine_model *m = ctx;
     int rc = m->api->page_zero(m->weights, page);
     if (rc < 0)
         m->page_error = rc;
+    return rc;
 }
 
 static void copy_page(void *ctx, uint32_t to, uint32_t from)

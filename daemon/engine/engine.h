@@ -45,7 +45,8 @@ struct engine_model {
     struct kv_pool *pool;
     uint32_t n_context;   /* longest sequence served: at most the model's own */
     uint8_t page_key[16]; /* random; salts the index of cached prefixes */
-    int page_error; /* of a page that could not be zeroed, copied or shifted: the step fails */
+    int page_error; /* of a page that could not be zeroed, copied or shifted: the step fails; what
+                     * happens between steps goes without such a page instead */
     struct engine_batch *batch;
 };
 

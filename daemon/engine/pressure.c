@@ -59,6 +59,8 @@ int engine_sequence_restore(struct engine_sequence *s, const void *memory)
     if (s->kind == ENGINE_GENERATE && s->window.rows == 0)
         found = kv_sequence_match(m->pool, &s->state, s->tokens, n_rows);
     int rc = kv_sequence_grow(m->pool, &s->state, n_rows);
+    if (sequence_took_badly(s))
+        rc = -EIO;
     for (uint32_t i = found / m->state.page_tokens; i < s->state.n_pages && rc == 0; i++) {
         const uint8_t *from = (const uint8_t *)memory + i * saved_page_bytes(m);
         if (m->api->page_write(m->weights, s->state.pages[i], from) < 0)

@@ -229,6 +229,7 @@ uint32_t engine_sequence_begin(struct engine_sequence *s)
          * than the rows before its first slide. */
         kv_sequence_match(s->model->pool, &s->state, s->tokens, (uint32_t)(s->n_tokens - 1));
         window_own(s);
+        sequence_took_badly(s); /* then all of it runs */
     }
     return begun_with(s, s->state.n_tokens);
 }
@@ -247,6 +248,8 @@ uint32_t engine_sequence_fork(struct engine_sequence *s, const struct engine_seq
     if (!usable || n <= from->n_slid || kv_sequence_fork(pool, &from->state, &s->state, rows) < 0)
         return engine_sequence_begin(s);
     window_own(s);
+    if (sequence_took_badly(s))
+        return engine_sequence_begin(s);
     if (from->n_slid > 0 && s->state.n_tokens < rows) { /* nothing less is of use then */
         kv_sequence_trim(pool, &s->state, 0);
         return engine_sequence_begin(s);

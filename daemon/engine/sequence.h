@@ -19,6 +19,16 @@ static inline uint32_t sequence_position(const struct engine_sequence *s)
     return (uint32_t)(s->n_cached - s->n_slid);
 }
 
+/* Between steps: a page that the sequence took could not be zeroed or copied. It gives up all. */
+static inline bool sequence_took_badly(struct engine_sequence *s)
+{
+    bool bad = s->model->page_error < 0;
+    s->model->page_error = 0;
+    if (bad)
+        kv_sequence_trim(s->model->pool, &s->state, 0);
+    return bad;
+}
+
 /* A GENERATE sequence's token was drawn: append it, make its text, decide whether it ends. */
 void sequence_drew(struct engine_sequence *s, const struct infer_batch_output *drawn);
 

@@ -4,7 +4,10 @@
  * Taking. A page comes off the free stack, so that one that was just given back, and is warm in
  * some processor's cache, is the next one taken; when the stack is empty, the oldest cached page is
  * given up for it. Whatever its way, a page that last held rows of another domain is zeroed before
- * the taker sees it, also when a copy is about to overwrite it: one rule without exceptions.
+ * the taker sees it, also when a copy is about to overwrite it: one rule without exceptions. When
+ * zeroing fails the taker has the page none the less, for a count that was promised is kept; it is
+ * marked, the caller's operation fails, and whoever takes the page next, that domain included, has
+ * it zeroed first.
  *
  * Age. A page becomes the newest on the cached list at the moment its last holder lets go. Holders
  * let go from the last page to the first, so of one conversation the end goes first and the start,
@@ -163,10 +166,9 @@ static uint32_t take_page(struct kv_pool *pool, uint64_t domain)
     uint32_t page = pool->n_free > 0 ? pool->free[--pool->n_free] : evict_page(pool);
     struct kv_page *p = &pool->pages[page];
     assert(p->holders == 0 && !p->indexed);
-    if (p->domain != domain && p->domain != KV_DOMAIN_NONE) {
-        if (pool->config.zero != NULL)
-            pool->config.zero(pool->config.ctx, page);
-        pool->zeroed++;
+    if (p->foreign || (p->domain != domain && p->domain != KV_DOMAIN_NONE)) {
+        p->foreign = pool->config.zero != NULL && pool->config.zero(pool->config.ctx, page) < 0;
+        pool->zeroed += !p->foreign;
     }
     p->domain = domain;
     p->holders = 1;

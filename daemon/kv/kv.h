@@ -18,7 +18,9 @@
  *
  * Privacy. A domain is whose pages these are: a uid, or the id of a domain that the administrator
  * declared shared (the caller keeps the two kinds of numbers apart). Nothing is found across
- * domains, and a page that last held another domain's rows is zeroed before it is handed out.
+ * domains, and a page that last held another domain's rows is zeroed before it is handed out. One
+ * that could not be zeroed is handed out as it is, for the caller must fail whatever was to run
+ * with it, and is zeroed when it is taken next, whosever it is then.
  *
  * "State" rather than "cache", because models with recurrent layers keep more here than keys and
  * values; snapshots, sharing and roll-back go through the same calls.
@@ -54,9 +56,10 @@ struct kv_config {
     uint32_t n_pages, page_tokens;
     uint8_t key[16]; /* random, drawn at start; salts the index */
     /* Calls into the backend, done when they return; both touch the whole page. NULL: no-op. The
-     * pool starts zeroed. */
+     * pool starts zeroed. zero: negative when it failed; the caller sees to it that nobody reads
+     * the page until it is taken again. */
     void *ctx;
-    void (*zero)(void *ctx, uint32_t page);
+    int (*zero)(void *ctx, uint32_t page);
     void (*copy)(void *ctx, uint32_t to, uint32_t from);
 };
 
@@ -83,7 +86,7 @@ struct kv_counts {
     uint64_t merged;                   /* pages computed twice, of which one was given back */
     uint64_t copied;                   /* for fork and for writing after a roll-back */
     uint64_t evictions;                /* cached pages that were given up */
-    uint64_t zeroed;                   /* because their domain changed */
+    uint64_t zeroed;                   /* because they held another domain's rows */
 };
 struct kv_counts kv_pool_count(const struct kv_pool *pool);
 

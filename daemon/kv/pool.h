@@ -23,6 +23,7 @@
 struct kv_page {
     uint32_t holders;
     uint64_t domain; /* whose rows it last held; KV_DOMAIN_NONE: nobody's, it is zero */
+    bool foreign;    /* zeroing it for that domain failed: it may hold rows of others, too */
     /* In the index: */
     bool indexed;
     uint32_t parent;         /* KV_PAGE_NONE: it holds rows from 0 on */

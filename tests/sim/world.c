@@ -325,6 +325,8 @@ static int device_page_zero(struct infer_backend_model *weights, uint32_t page)
 {
     if (sim.plant == PLANT_PAGE)
         return 0;
+    if (must_fail(sim.plan.page_fail_permille))
+        return -EIO; /* it is as it was */
     sim.page_owner[model_of(weights)][page] = OWNER_NOBODY;
     return null_api->page_zero(weights, page);
 }

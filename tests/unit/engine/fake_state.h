@@ -35,7 +35,8 @@ struct fake_row {
 struct infer_backend_model {
     struct fake_row pages[FAKE_PAGES][FAKE_ROWS];
     uint64_t n_rows, n_shifts, n_reads, n_writes, n_copies;
-    uint32_t fail_shift, fail_read, fail_write, fail_run; /* the n-th call from now fails */
+    /* The n-th call from now fails. */
+    uint32_t fail_shift, fail_read, fail_write, fail_run, fail_copy, fail_zero;
     uint64_t log; /* a hash of what was run and shifted, in order, without the cuts into steps */
 };
 
@@ -101,6 +102,8 @@ static int fake_run(struct infer_backend_model *m, struct infer_batch *b)
 
 static int fake_copy(struct infer_backend_model *m, uint32_t to, uint32_t from)
 {
+    if (fake_fails(&m->fail_copy))
+        return -EIO;
     memcpy(m->pages[to], m->pages[from], sizeof m->pages[to]);
     m->n_copies++;
     return 0;
@@ -108,6 +111,8 @@ static int fake_copy(struct infer_backend_model *m, uint32_t to, uint32_t from)
 
 static int fake_zero(struct infer_backend_model *m, uint32_t page)
 {
+    if (fake_fails(&m->fail_zero))
+        return -EIO;
     memset(m->pages[page], 0, sizeof m->pages[page]);
     return 0;
 }

@@ -128,6 +128,9 @@ static void test_a_failed_save_or_restore_changes_nothing(void **state)
     fake.fail_write = 3;
     assert_int_equal(engine_sequence_restore(s, memory), -EIO);
     assert_int_equal(kv_pool_used(m->pool), 0);
+    fake.fail_zero = 2;
+    assert_int_equal(engine_sequence_restore(s, memory), -EIO);
+    assert_int_equal(kv_pool_used(m->pool), 0);
     struct kv_sequence all; /* a neighbour with nearly everything */
     assert_int_equal(kv_sequence_init(m->pool, &all, FAKE_PAGES * FAKE_ROWS, 9), 0);
     assert_int_equal(kv_sequence_grow(m->pool, &all, (FAKE_PAGES - 4) * FAKE_ROWS), 0);
@@ -268,6 +271,51 @@ static void test_a_fork_without_a_source_begins(void **state)
     fake_run_tokens(s, 100, tokens + 40, 20);
     engine_sequence_free(s);
     engine_sequence_free(from);
+}
+
+/* Between steps a page that cannot be copied is a longer prefill, and nobody else's failure. */
+static void test_a_fork_whose_copy_fails_begins(void **state)
+{
+    for (uint32_t window = 0; window <= 64; window += 64) {
+        struct engine_model *m = *state;
+        struct infer_sampling p = fake_sampling(1, 20);
+        fake_prompt(tokens, 60, 1 + window);
+        fake_expect(tokens, 60, 80, &p, window, 0);
+        struct engine_request r = fake_request(tokens, 60, &p);
+        r.window = window;
+        struct engine_sequence *from = fake_new(m, &r), *s = fake_new(m, &r);
+        engine_sequence_begin(from);
+        fake_run_tokens(from, 100, tokens + 60, 1);
+        fake.fail_copy = 1;
+        assert_int_equal(engine_sequence_fork(s, from), window > 0 ? 0 : 48);
+        assert_int_equal(fake.fail_copy, 0);
+        fake_run_tokens(from, 100, tokens + 61, 2);
+        fake_run_tokens(s, 100, tokens + 60, 20);
+        engine_sequence_free(s);
+        engine_sequence_free(from);
+    }
+}
+
+/* In a step it is the step's failure, and the pages are zeroed for who takes them next. */
+static void test_a_step_fails_when_a_page_cannot_be_zeroed(void **state)
+{
+    struct engine_model *m = *state;
+    struct infer_sampling p = fake_sampling(1, 20);
+    fake_prompt(tokens, 40, 1);
+    fake_expect(tokens, 40, 60, &p, 0, 0);
+    struct engine_request r = fake_request(tokens, 40, &p);
+    use_all_pages(m);
+    struct engine_sequence *s = fake_new(m, &r);
+    engine_sequence_begin(s);
+    fake.fail_zero = 2;
+    assert_int_equal(engine_step(m, &(struct engine_work){s, 40}, 1), -EIO);
+    engine_sequence_free(s);
+    s = fake_new(m, &r);
+    uint64_t before = kv_pool_count(m->pool).zeroed;
+    engine_sequence_begin(s);
+    fake_run_tokens(s, 100, tokens + 40, 20);
+    assert_true(kv_pool_count(m->pool).zeroed > before);
+    engine_sequence_free(s);
 }
 
 /* The source's window slid after the rows that its sibling wants. */
@@ -415,6 +463,8 @@ int main(void)
         TEST(test_answers_share_the_rows_of_their_prompt),
         TEST(test_answers_with_windows_share_them_too),
         TEST(test_a_fork_without_a_source_begins),
+        TEST(test_a_fork_whose_copy_fails_begins),
+        TEST(test_a_step_fails_when_a_page_cannot_be_zeroed),
         TEST(test_a_fork_comes_too_late_for_a_window),
         cmocka_unit_test(test_a_random_life),
     };

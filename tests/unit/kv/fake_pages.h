@@ -21,17 +21,23 @@ struct fake_pages {
     uint64_t domain[FAKE_PAGES];      /* whose rows are in it; 0: it is zero */
     uint64_t zeroed_from[FAKE_PAGES]; /* not written since it was zeroed of this domain's rows */
     uint32_t n_zeroed, n_copied;
+    uint32_t fail_zero; /* so many calls from now on fail */
     uint32_t last_to, last_from;
 };
 
-static void fake_zero(void *ctx, uint32_t page)
+static int fake_zero(void *ctx, uint32_t page)
 {
     struct fake_pages *f = ctx;
     assert_int_not_equal(f->domain[page], 0); /* there was something to zero */
+    if (f->fail_zero > 0) {
+        f->fail_zero--;
+        return -1;
+    }
     memset(f->rows[page], 0, sizeof f->rows[page]);
     f->zeroed_from[page] = f->domain[page];
     f->domain[page] = 0;
     f->n_zeroed++;
+    return 0;
 }
 
 /* A page that is written holds zeros or the writer's own domain's rows, and it was not zeroed for

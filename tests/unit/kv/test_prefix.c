@@ -431,6 +431,30 @@ static void test_pages_are_zeroed_when_their_domain_changes_and_only_then(void *
     kv_pool_free(pool);
 }
 
+/* Who could not have its pages zeroed did not run; nobody sees what they hold. */
+static void test_a_page_that_was_not_zeroed_is_zeroed_when_it_is_taken_next(void **state)
+{
+    (void)state;
+    struct kv_pool *pool = fake_pool(&fake, 2);
+    struct kv_sequence s;
+    ask(pool, ALICE, text, 3);
+    for (uint32_t i = 0; i < 3; i++) { /* Bob's, Bob's again, Alice's own: none may be trusted */
+        fake.fail_zero = 1;
+        assert_int_equal(kv_sequence_init(pool, &s, 8, i < 2 ? BOB : ALICE), 0);
+        assert_int_equal(kv_sequence_grow(pool, &s, 1), 0);
+        assert_int_equal(fake.fail_zero, 0);
+        kv_check(pool, (const struct kv_sequence *[]){&s}, 1);
+        kv_sequence_done(pool, &s);
+    }
+    assert_int_equal(fake.n_zeroed, 0);
+    ask(pool, BOB, text, 3);
+    assert_int_equal(fake.n_zeroed, 1);
+    ask(pool, BOB, text, 3);
+    assert_int_equal(fake.n_zeroed, 1);
+    assert_int_equal(kv_pool_count(pool).zeroed, 1);
+    kv_pool_free(pool);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -451,6 +475,7 @@ int main(void)
         cmocka_unit_test(test_nothing_is_found_across_domains),
         cmocka_unit_test(test_a_domain_is_64_bits_wide),
         cmocka_unit_test(test_pages_are_zeroed_when_their_domain_changes_and_only_then),
+        cmocka_unit_test(test_a_page_that_was_not_zeroed_is_zeroed_when_it_is_taken_next),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

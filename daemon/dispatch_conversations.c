@@ -86,10 +86,20 @@ int dispatch_take_conversation(struct dispatch *d, struct job *job)
     if (rc < 0)
         return report_missing(&job->report, rc);
     job->past = job->conversation->past;
-    *idle_pages(d, job->past) -= engine_past_pages(job->past);
+    uint32_t n_pages = engine_past_pages(job->past);
+    *idle_pages(d, job->past) -= n_pages;
     job->continues = true;
     job->id = job->conversation->id;
-    return check_model(d, job);
+    rc = check_model(d, job);
+    if (rc == 0)
+        dispatch_lend_pages(d, job, n_pages);
+    return rc;
+}
+
+void dispatch_lend_pages(struct dispatch *d, struct job *job, uint32_t n_pages)
+{
+    d->lent_pages[job->model_index] += n_pages - job->n_lent;
+    job->n_lent = n_pages;
 }
 
 static bool holds_pages_of(const void *model, const void *past)
@@ -129,6 +139,7 @@ void dispatch_put_conversation(struct dispatch *d, struct job *job)
     struct conversation *one = job->conversation;
     if (one == NULL)
         return;
+    dispatch_lend_pages(d, job, 0);
     struct engine_past *past = one->past;
     if (job->sequence != NULL) {
         one->past = NULL; /* the sequence has it */

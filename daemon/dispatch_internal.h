@@ -94,6 +94,7 @@ struct dispatch {
     uint32_t n_users;
     struct conversations *conversations;
     uint32_t past_pages[INFER_MODELS_MAX]; /* held by idle conversations */
+    uint32_t lent_pages[INFER_MODELS_MAX]; /* by requests that wait to go on from one */
     struct swap *swap;
     uint64_t copy_ps;                      /* per byte saved and restored, as measured */
     uint64_t prefill_ns[INFER_MODELS_MAX]; /* per row, as measured; 0: not yet */
@@ -157,7 +158,7 @@ void dispatch_fail_all(struct dispatch *d, int code, const char *text);
 void dispatch_relieve(struct dispatch *d, uint64_t now_us);
 /* A job that was planned and is preempted: true when it can run now. */
 bool dispatch_come_back(struct dispatch *d, struct job *job);
-/* Nobody can start although nobody runs: idle conversations give pages. True: one did. */
+/* Nobody can run: those who hold pages and do not run give them. True: one did. */
 bool dispatch_make_room(struct dispatch *d);
 void dispatch_swapped(struct dispatch *d, struct swap_state *saved);
 void dispatch_forget_saved(struct dispatch *d, struct job *job);
@@ -167,6 +168,8 @@ void dispatch_measured(struct dispatch *d, uint32_t model, uint64_t n_rows, uint
 int dispatch_conversations_new(struct dispatch *d);
 /* Gives the job the conversation that it names or makes; negative: job->report says why not. */
 int dispatch_take_conversation(struct dispatch *d, struct job *job);
+/* From its past the job holds so many pages while it waits; 0: it runs, or gave them away. */
+void dispatch_lend_pages(struct dispatch *d, struct job *job, uint32_t n_pages);
 /* The job is over: its conversation has what came, or is as it was before. */
 void dispatch_put_conversation(struct dispatch *d, struct job *job);
 /* FORGET; the job is finished. */

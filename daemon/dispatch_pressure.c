@@ -1,11 +1,14 @@
 /* dispatch_pressure.c: who gives up his pages, where their contents go, and how they come back.
  *
- * Cached prefixes give way by themselves (kv/). When the scheduler then still names a victim, idle
- * conversations that hold pages are forgotten first, the one that was used longest ago before the
- * others. Then the victim is preempted. Its state is saved when copying it to the store and back is
- * estimated to take less time than computing its rows again, from what both took until now; else
- * its pages are dropped and its rows are owed again. A window that has slid can only be saved: if
- * the store has no room, the request ends with NO_MEMORY.
+ * Cached prefixes give way by themselves (kv/). When pages are lacking then, so that what runs can
+ * go on or the next in order can start, those who hold some and do not run give them: idle
+ * conversations are forgotten, the one that was used longest ago first; then what continues one and
+ * waits has its state saved, the last in order first. Whoever waits so holds nothing that the one
+ * before it needs, and nobody waits for ever (sched/pages.c has the argument). Only then is the
+ * victim that the scheduler names preempted. Its state is saved when copying it to the store and
+ * back is estimated to take less time than computing its rows again, from what both took until now;
+ * else its pages are dropped and its rows are owed again. A window that has slid can only be saved:
+ * if the store has no room, the request ends with NO_MEMORY.
  *
  * Nothing here waits for a disk. States go to the store's file and come back on the preparing
  * thread; while one is on its way back its job is parked in the scheduler. A state that the disk
@@ -123,45 +126,109 @@ static void wait_again(struct dispatch *d, struct job *job)
     sched_preempted(d->sched, job->slot, rows, pages < most ? pages : most);
 }
 
+static void no_room(struct dispatch *d, struct job *job)
+{
+    dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_NO_MEMORY,
+                    "its window has slid, others need its pages, and the store of saved "
+                    "states is full; serve with a larger --swap-memory or --state-memory");
+}
+
 static void preempt(struct dispatch *d, struct job *job)
 {
     struct engine_sequence *s = job->sequence;
     if (!job->preempted && s->state.n_pages > 0 && !save(d, job)) {
         if (!engine_sequence_can_drop(s)) {
-            dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_NO_MEMORY,
-                            "its window has slid, others need its pages, and the store of saved "
-                            "states is full; serve with a larger --swap-memory or --state-memory");
+            no_room(d, job);
             return;
         }
         engine_sequence_drop(s);
     }
     job->preempted = job->started_us != 0 || job->saved != NULL;
+    dispatch_lend_pages(d, job, 0);
     wait_again(d, job);
+}
+
+/* ---- those who hold pages and do not run ----------------------------------------------------- */
+
+/* The last in order of those that wait and hold pages, but never `next`; NULL: there is none. Those
+ * that wait for a limit are behind all others; one that is being prepared is left alone. */
+static struct job *last_holder(const struct dispatch *d, uint32_t model, uint32_t next)
+{
+    struct job *last = NULL;
+    uint32_t furthest = 0;
+    for (struct client *client = d->clients; client != NULL; client = client->next)
+        for (struct job *job = client->jobs; job != NULL; job = job->next) {
+            bool queued = job->slot != JOB_NO_SLOT;
+            if (job->n_lent == 0 || job->model_index != model || job->sequence == NULL)
+                continue;
+            if (queued && (job->slot == next || !sched_waits(d->sched, job->slot)))
+                continue;
+            uint32_t at = queued ? sched_position(d->sched, job->slot) : UINT32_MAX;
+            if (last == NULL || at > furthest) {
+                last = job;
+                furthest = at;
+            }
+        }
+    return last;
+}
+
+/* It has rows that cannot be computed again: they are saved, or, if it must go, it is over. */
+static bool send_away(struct dispatch *d, struct job *job, bool must)
+{
+    if (save(d, job)) {
+        job->preempted = true;
+        dispatch_lend_pages(d, job, 0);
+        if (job->slot != JOB_NO_SLOT)
+            sched_left_pages(d->sched, job->slot);
+        return true;
+    }
+    if (must)
+        no_room(d, job);
+    return must;
+}
+
+/* One of those gives its pages. False: nobody has any, or it would not be enough. */
+static bool give_way(struct dispatch *d, uint32_t model, const struct sched_lack *lack)
+{
+    uint32_t lent = d->lent_pages[model];
+    if (lack->slot != UINT32_MAX) {
+        lent -= d->by_slot[lack->slot]->n_lent;
+        if (lack->n_pages > d->past_pages[model] + lent)
+            return false;
+    }
+    if (dispatch_forget_pages(d, model))
+        return true;
+    struct job *job = lent > 0 ? last_holder(d, model, lack->slot) : NULL;
+    return job != NULL && send_away(d, job, lack->stuck);
+}
+
+static bool make_room(struct dispatch *d, uint32_t model)
+{
+    sched_set_available(d->sched, model, kv_pool_available(d->config.models[model].pool));
+    struct sched_lack lack = sched_lacks(d->sched, model);
+    return lack.n_pages > 0 && give_way(d, model, &lack);
 }
 
 void dispatch_relieve(struct dispatch *d, uint64_t now_us)
 {
-    for (uint32_t model = 0; model < d->config.n_models; model++) {
-        const struct kv_pool *pool = d->config.models[model].pool;
-        sched_set_available(d->sched, model, kv_pool_available(pool));
-        uint32_t slot;
-        while ((slot = sched_victim(d->sched, model, now_us)) != UINT32_MAX) {
-            if (!dispatch_forget_pages(d, model))
-                preempt(d, d->by_slot[slot]);
-            sched_set_available(d->sched, model, kv_pool_available(pool));
+    for (uint32_t model = 0; model < d->config.n_models; model++)
+        for (;;) {
+            while (make_room(d, model))
+                ;
+            uint32_t slot = sched_victim(d->sched, model, now_us);
+            if (slot == UINT32_MAX)
+                break;
+            preempt(d, d->by_slot[slot]);
         }
-    }
 }
 
 bool dispatch_make_room(struct dispatch *d)
 {
-    struct sched_counts counts = sched_count(d->sched);
-    if (counts.n_running + counts.n_waiting == counts.n_parked)
-        return false;
+    bool any = false;
     for (uint32_t model = 0; model < d->config.n_models; model++)
-        if (dispatch_forget_pages(d, model))
-            return true;
-    return false;
+        while (make_room(d, model))
+            any = true;
+    return any;
 }
 
 /* ---- coming back ----------------------------------------------------------------------------- */

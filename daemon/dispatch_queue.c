@@ -149,11 +149,13 @@ static int check_room(const struct dispatch *d, const struct job *job, uint32_t 
 
 static int enter(struct dispatch *d, struct job *job, uint64_t now_us, enum sched_limit *ret_limit)
 {
+    const struct engine_sequence *s = job->sequence;
     struct sched_request r = {.model = job->model_index,
                               .uid = uid_of(job),
-                              .n_rows = engine_sequence_rows(job->sequence),
-                              .n_pages = engine_sequence_pages(job->sequence),
-                              .n_held = job->sequence->state.n_tokens,
+                              .n_rows = engine_sequence_rows(s),
+                              .n_pages = engine_sequence_pages(s),
+                              .n_held = (uint32_t)(s->n_cached - s->n_slid),
+                              .away = s->saved,
                               .class = class_of(job->priority),
                               .deadline_us = job->deadline_us};
     uint32_t slot;

@@ -135,10 +135,10 @@ int dispatch_status(struct dispatch *d, struct job *job)
 
 static uint32_t state_of(const struct job *job)
 {
-    if (job->preempted)
-        return INFER_SEQUENCE_PREEMPTED;
     if (job->started_us == 0)
         return INFER_SEQUENCE_WAITING;
+    if (job->preempted)
+        return INFER_SEQUENCE_PREEMPTED;
     if (job->stalled)
         return INFER_SEQUENCE_PARKED;
     return engine_sequence_rows(job->sequence) > 1 ? INFER_SEQUENCE_PREFILL : INFER_SEQUENCE_DECODE;

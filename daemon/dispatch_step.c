@@ -83,6 +83,7 @@ static void begin(struct dispatch *d, struct job *job, uint64_t now_us)
     const struct engine_sequence *from = job->answers != NULL ? with_prompt(job) : NULL;
     uint32_t found = from != NULL ? engine_sequence_fork(job->sequence, from)
                                   : engine_sequence_begin(job->sequence);
+    dispatch_lend_pages(d, job, 0);
     job->started_us = now_us;
     job->n_found = (uint32_t)job->sequence->n_found;
     if (found > 0)

@@ -66,6 +66,7 @@ struct job {
     struct conversation *conversation; /* that it has; NULL: none */
     const struct engine_past *past;    /* of it, until the sequence takes it over */
     bool continues;                    /* it had a past */
+    uint32_t n_lent;                   /* pages of that past, until it runs or gives them away */
 
     struct token_list tokens; /* of the prompt, or of what is new in it, once prepared */
     struct report report;     /* why it failed; code 0: it did not */

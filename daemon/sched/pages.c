@@ -29,6 +29,21 @@
  * contradiction. So new rows run until none is left. And somebody always runs: with nobody running
  * no reserve is asked for, and who is next in order has the whole pool.
  *
+ * "Alone" and "the whole pool" need the caller's help, for pages are also held by those that do not
+ * run: a sequence that goes on from a kept state brings its pages and holds them while it waits,
+ * and so do kept states that nobody goes on from. Such a holder waits for its turn while the one
+ * before it waits for its pages. So sched_lacks() says what is missing, and the caller has holders
+ * give: first states that nobody goes on from, then those that wait, the last in order first, and
+ * then, when what lacks is `stuck`, even those that cannot come back. A holder gives at most once,
+ * and holds pages again by starting only, so after finitely many gave, all pages that are not
+ * available are held by what runs, or by the next in order itself. What it lacks is then
+ *
+ *   need - brought <= n_pages - brought <= pages - brought = available    (nobody runs)
+ *   need - held    <= n_pages - held    <= pages - held    = available    (it runs alone)
+ *
+ * which is nothing. What waits but is not the next never makes anybody give, so there is no circle
+ * of holders that wait for each other.
+ *
  * Cost: O(running) for a victim and for a start that pages are scarce for, O(1) for the rest. */
 #include "sched/internal.h"
 
@@ -209,10 +224,9 @@ static uint32_t longest_parked(const struct sched *s, const struct sched_model *
     return pages >= need ? longest : NONE;
 }
 
-uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us)
+/* Pages that what can run lacks for its next rows and claims. */
+static uint64_t lacks_to_run(const struct sched *s, const struct sched_model *m)
 {
-    assert(model < s->config.n_models);
-    const struct sched_model *m = &s->models[model];
     const struct sequence *q = s->sequences;
     uint64_t needed = m->claimed;
     bool some = false;
@@ -223,10 +237,42 @@ uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us)
         if (q[slot].claim == 0)
             needed += pages_for_next(s, &q[slot], 1);
     }
-    if (some && needed > m->available)
-        return lowest(s, m);
-    if (m->wanting == NONE || q[m->wanting].state != STATE_WAITING ||
-        q[m->wanting].model != model || q[m->wanting].parked || pages_let_start(s, &q[m->wanting]))
+    return some ? minus_or_0(needed, m->available) : 0;
+}
+
+/* Who was next in the last plan and still cannot start for want of pages; NONE: nobody. */
+static uint32_t wants_pages(const struct sched *s, uint32_t model)
+{
+    uint32_t slot = s->models[model].wanting;
+    if (slot == NONE)
         return NONE;
-    return longest_parked(s, m, m->wanting, now_us);
+    const struct sequence *seq = &s->sequences[slot];
+    bool waits = seq->state == STATE_WAITING && seq->model == model && !seq->parked;
+    return waits && !pages_let_start(s, seq) ? slot : NONE;
+}
+
+uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us)
+{
+    assert(model < s->config.n_models);
+    const struct sched_model *m = &s->models[model];
+    if (lacks_to_run(s, m) > 0)
+        return lowest(s, m);
+    uint32_t slot = wants_pages(s, model);
+    return slot != NONE ? longest_parked(s, m, slot, now_us) : NONE;
+}
+
+struct sched_lack sched_lacks(const struct sched *s, uint32_t model)
+{
+    assert(model < s->config.n_models);
+    const struct sched_model *m = &s->models[model];
+    uint64_t n = lacks_to_run(s, m);
+    if (n > 0)
+        return (struct sched_lack){(uint32_t)n, NONE, lowest(s, m) == NONE};
+    uint32_t slot = wants_pages(s, model);
+    if (slot == NONE)
+        return (struct sched_lack){0, NONE, false};
+    uint64_t need = to_begin(s, &s->sequences[slot]);
+    need += reserve(m, growth_above(s, &s->sequences[slot]));
+    n = minus_or_0(need, unclaimed(m));
+    return (struct sched_lack){(uint32_t)min_u64(n, UINT32_MAX), slot, m->running.n == 0};
 }

@@ -173,7 +173,7 @@ int sched_add(struct sched *s, const struct sched_request *request, uint64_t now
         .since_us = s->now_us,
     };
     seq->rung = seq->class + 1;
-    seq->n_brought = pages_of(s, seq, request->n_held);
+    seq->n_brought = request->away ? 0 : pages_of(s, seq, request->n_held);
     queue_add(s, slot);
     *ret_slot = slot;
     return 0;
@@ -257,6 +257,19 @@ void sched_preempted(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n
     seq->ran_us += s->now_us - seq->started_us;
     s->n_preemptions++;
     queue_add(s, slot);
+}
+
+void sched_left_pages(struct sched *s, uint32_t slot)
+{
+    struct sequence *seq = known(s, slot);
+    assert(seq->state == STATE_WAITING);
+    seq->n_brought = 0;
+}
+
+bool sched_waits(const struct sched *s, uint32_t slot)
+{
+    assert(slot < s->config.max_sequences);
+    return s->sequences[slot].state == STATE_WAITING;
 }
 
 void sched_gave(struct sched *s, uint32_t slot, uint32_t n_pages)

@@ -137,7 +137,8 @@ struct sched_request {
     uint32_t uid;
     uint32_t n_rows;  /* rows that it owes from the start: the prompt's tokens, at least 1 */
     uint32_t n_pages; /* most pages that it can come to hold */
-    uint32_t n_held;  /* rows before those, whose pages it brings: it goes on from a kept state */
+    uint32_t n_held;  /* rows before those: it goes on from a kept state, */
+    bool away;        /* which was saved; else it brings their pages */
     enum sched_class class;
     uint64_t deadline_us; /* absolute; 0: none */
 };
@@ -169,6 +170,22 @@ uint32_t sched_victim(const struct sched *s, uint32_t model, uint64_t now_us);
  * when its pages were saved. To start again it needs n_pages, at least those of all its rows (so
  * 0 will do unless it is more). Rows that run a second time: see sentence 1. */
 void sched_preempted(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n_pages);
+/* A waiting sequence gave up the pages that it brought: to start it needs them, too. */
+void sched_left_pages(struct sched *s, uint32_t slot);
+bool sched_waits(const struct sched *s, uint32_t slot);
+
+/* What is missing of a model's pages. */
+struct sched_lack {
+    uint32_t n_pages; /* 0: nothing is */
+    uint32_t slot; /* so that this one, which waits and was the next in order in the last plan, can
+                    * start; NONE (UINT32_MAX): so that what runs can go on */
+    bool stuck;    /* and nothing that runs can end meanwhile */
+};
+/* Pages are also held by what does not run: by what waits and brought them, and by kept states that
+ * nobody goes on from. While something lacks these should give them, before sched_victim() is
+ * asked; when it is stuck they must, all of them if need be. Why nothing is stuck then: pages.c. */
+struct sched_lack sched_lacks(const struct sched *s, uint32_t model);
+
 /* A window slid: the rows of n_pages left a running sequence, and it holds so many fewer. */
 void sched_gave(struct sched *s, uint32_t slot, uint32_t n_pages);
 

@@ -555,6 +555,9 @@ static void check_nothing_left(void)
 {
     const struct dispatch *d = sim.dispatch;
     struct sched_counts counts = sched_count(d->sched);
+    for (uint32_t m = 0; m < sim.plan.n_models; m++)
+        if (d->lent_pages[m] != 0)
+            sim_fail("%u pages are lent when all is over", d->lent_pages[m]);
     if (d->clients != NULL || d->n_sessions != 0)
         sim_fail("%u sessions are left", d->n_sessions);
     if (counts.n_waiting + counts.n_running + counts.n_parked > 0)

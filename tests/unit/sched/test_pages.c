@@ -617,6 +617,95 @@ static void test_max_waiting_does_not_count_preempted_ones(void **state)
     sched_free(s);
 }
 
+/* ---- what does not run and holds pages ------------------------------------------------------- */
+
+/* It goes on from a kept state of n_held rows. */
+static uint32_t add_kept(struct sched *s, uint32_t n_rows, uint32_t n_held, uint32_t n_pages,
+                         bool away)
+{
+    uint32_t slot = NOBODY;
+    struct sched_request r = {
+        .uid = 2, .n_rows = n_rows, .n_pages = n_pages, .n_held = n_held, .away = away};
+    assert_int_equal(sched_add(s, &r, 1, &slot, NULL), 0);
+    sched_check(s);
+    return slot;
+}
+
+static void assert_lacks(const struct sched *s, uint32_t n_pages, uint32_t slot, bool stuck)
+{
+    struct sched_lack lack = sched_lacks(s, 0);
+    assert_int_equal(lack.n_pages, n_pages);
+    assert_int_equal(lack.slot, slot);
+    assert_int_equal(lack.stuck, stuck);
+}
+
+/* Eight pages; five are held by one that waits behind one that needs four. */
+static void test_who_waits_gives_way_to_the_next_in_order(void **state)
+{
+    (void)state;
+    struct sched *s = make(8);
+    uint32_t next = add(s, 1, 49, 8), holder = add_kept(s, 21, 80, 5, false);
+    assert_lacks(s, 0, NOBODY, false); /* there was no plan yet */
+    assert_int_equal(planned(s, 1, 3, next), 0);
+    assert_true(sched_waits(s, next) && sched_waits(s, holder));
+    assert_lacks(s, 1, next, true);
+    sched_left_pages(s, holder);
+    sched_set_available(s, 0, 8);
+    assert_lacks(s, 0, NOBODY, false);
+    assert_int_equal(planned(s, 1, 8, next), 49);
+    assert_true(!sched_waits(s, next) && sched_waits(s, holder));
+    sched_ran(s, next, 49, 1);
+    assert_int_equal(planned(s, 1, 4, holder), 0); /* it needs all five now */
+    assert_lacks(s, 1, holder, false);             /* and `next` will end */
+    sched_remove(s, next);
+    assert_int_equal(planned(s, 1, 8, holder), 21);
+    sched_free(s);
+}
+
+static void test_who_brings_pages_is_first_with_them(void **state)
+{
+    (void)state;
+    struct sched *s = make(8);
+    uint32_t holder = add_kept(s, 21, 80, 5, false), next = add(s, 1, 49, 8);
+    assert_int_equal(planned(s, 1, 3, holder), 21); /* no more than it has */
+    assert_true(sched_waits(s, next));
+    sched_free(s);
+}
+
+static void test_a_state_that_is_away_needs_its_pages(void **state)
+{
+    (void)state;
+    struct sched *s = make(8);
+    uint32_t slot = add_kept(s, 1, 79, 6, true);
+    assert_int_equal(planned(s, 1, 4, slot), 0);
+    assert_lacks(s, 1, slot, true);
+    assert_int_equal(planned(s, 1, 5, slot), 1);
+    sched_free(s);
+}
+
+/* Of two that run one can be preempted; one alone is stuck until the holder gives. */
+static void test_who_runs_alone_is_stuck_behind_holders(void **state)
+{
+    (void)state;
+    struct sched *s = make(8);
+    uint32_t a = add(s, 1, 32, 8), b = add(s, 1, 32, 8);
+    run_prompt(s, 8, a, 32);
+    run_prompt(s, 6, b, 32);
+    uint32_t holder = add_kept(s, 1, 64, 5, false);
+    sched_set_available(s, 0, 0);
+    assert_lacks(s, 2, NOBODY, false);
+    assert_int_equal(sched_victim(s, 0, 2), b);
+    sched_remove(s, b);
+    assert_lacks(s, 1, NOBODY, true);
+    assert_int_equal(sched_victim(s, 0, 2), NOBODY);
+    assert_true(sched_waits(s, holder));
+    sched_left_pages(s, holder);
+    sched_set_available(s, 0, 4);
+    assert_lacks(s, 0, NOBODY, false);
+    assert_int_equal(planned(s, 2, 4, a), 1);
+    sched_free(s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -647,6 +736,10 @@ int main(void)
         cmocka_unit_test(test_a_preempted_one_is_ahead_of_its_uids_others_of_its_class),
         cmocka_unit_test(test_max_pages_bounds_the_sum_of_what_they_can_come_to),
         cmocka_unit_test(test_max_waiting_does_not_count_preempted_ones),
+        cmocka_unit_test(test_who_waits_gives_way_to_the_next_in_order),
+        cmocka_unit_test(test_who_brings_pages_is_first_with_them),
+        cmocka_unit_test(test_a_state_that_is_away_needs_its_pages),
+        cmocka_unit_test(test_who_runs_alone_is_stuck_behind_holders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -128,8 +128,10 @@ static void test_a_failed_save_or_restore_changes_nothing(void **state)
     fake.fail_write = 3;
     assert_int_equal(engine_sequence_restore(s, memory), -EIO);
     assert_int_equal(kv_pool_used(m->pool), 0);
+    use_all_pages(m);
     fake.fail_zero = 2;
     assert_int_equal(engine_sequence_restore(s, memory), -EIO);
+    assert_int_equal(fake.fail_zero, 0);
     assert_int_equal(kv_pool_used(m->pool), 0);
     struct kv_sequence all; /* a neighbour with nearly everything */
     assert_int_equal(kv_sequence_init(m->pool, &all, FAKE_PAGES * FAKE_ROWS, 9), 0);

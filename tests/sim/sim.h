@@ -305,8 +305,9 @@ void watch_token(struct sim_client *c);
 /* Blocks of memory that the daemon's rooms and the simulator hold. */
 int64_t watch_blocks(void);
 
-/* Notes that a user sent a prompt; how many times a user has sent one that begins so. */
-void seen_add(uint32_t uid, const int32_t *tokens, uint32_t n);
+/* Notes that a user sent a prompt, of which the pages up to row `from` are noted already; how many
+ * times a user has sent one that begins so. */
+void seen_add(uint32_t uid, const int32_t *tokens, uint32_t from, uint32_t n);
 uint32_t seen_times(uint32_t uid, const int32_t *tokens, uint32_t n);
 
 #endif

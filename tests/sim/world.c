@@ -162,12 +162,12 @@ static uint64_t seen_key(uint64_t uid, const int32_t *tokens, uint32_t n)
     return h;
 }
 
-void seen_add(uint32_t uid, const int32_t *tokens, uint32_t n)
+void seen_add(uint32_t uid, const int32_t *tokens, uint32_t from, uint32_t n)
 {
     uint64_t h = rng_mix(uid);
     for (uint32_t i = 0; i < n; i++) {
         h = rng_mix(h ^ (uint32_t)tokens[i]);
-        if ((i + 1) % SIM_PAGE_TOKENS == 0) {
+        if ((i + 1) % SIM_PAGE_TOKENS == 0 && i >= from) {
             uint32_t at = seen_place(h);
             sim.seen[at] = h;
             sim.seen_count[at]++;

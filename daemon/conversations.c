@@ -36,12 +36,14 @@ int conversations_new(const struct conversations_config *config, struct conversa
 
 static void set_past(struct conversations *c, struct conversation *one, void *past, size_t bytes)
 {
-    void *old = one->past;
+    void *old = one->past, *saved = one->saved;
     c->bytes += bytes - one->bytes;
     one->past = past;
     one->bytes = bytes;
-    if (old != NULL && old != past)
-        c->config.release(c->config.ctx, old);
+    if (old == NULL || old == past)
+        return;
+    one->saved = NULL;
+    c->config.release(c->config.ctx, old, saved);
 }
 
 static void clear(struct conversations *c, struct conversation *one)
@@ -199,18 +201,24 @@ void conversations_expire(struct conversations *c, uint64_t now_us)
             clear(c, &c->table[i]);
 }
 
-bool conversations_forget_oldest(struct conversations *c,
-                                 bool (*matches)(const void *ctx, const void *past),
-                                 const void *ctx)
+struct conversation *conversations_oldest(struct conversations *c, conversations_match *matches,
+                                          const void *ctx)
 {
     struct conversation *oldest = NULL;
     for (uint32_t i = 0; i < c->config.max; i++) {
         struct conversation *one = &c->table[i];
-        if (one->id == 0 || one->busy || (matches != NULL && !matches(ctx, one->past)))
+        if (one->id == 0 || one->busy || (matches != NULL && !matches(ctx, one)))
             continue;
         if (oldest == NULL || one->used_us < oldest->used_us)
             oldest = one;
     }
+    return oldest;
+}
+
+bool conversations_forget_oldest(struct conversations *c, conversations_match *matches,
+                                 const void *ctx)
+{
+    struct conversation *oldest = conversations_oldest(c, matches, ctx);
     if (oldest != NULL)
         clear(c, oldest);
     return oldest != NULL;

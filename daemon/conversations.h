@@ -7,7 +7,8 @@
  * Bounds. When a uid has user_max of them, a new one takes the place of the one he used longest
  * ago; when the table is full, that of the uid with the most. Busy ones never go.
  *
- * What is kept (`past`) is the caller's; the table gives it back through release().
+ * What is kept (`past`, and what was `saved` of it) is the caller's; the table gives it back
+ * through release().
  *
  * Threads: one, the engine's. Memory: everything is allocated by conversations_new(). */
 #ifndef INFERD_CONVERSATIONS_H
@@ -25,6 +26,8 @@ struct conversation {
     uint32_t model; /* the caller's */
     bool busy;
     void *past; /* NULL: its first answer is not there yet */
+    void
+        *saved; /* the caller's, set beside the past; taken from a busy one by setting it to NULL */
     size_t bytes;
     uint64_t used_us; /* when it became idle */
 };
@@ -33,7 +36,7 @@ struct conversations_config {
     uint32_t max, user_max;
     uint64_t idle_us;
     void *ctx;
-    void (*release)(void *ctx, void *past);
+    void (*release)(void *ctx, void *past, void *saved);
 };
 
 /* -ENOMEM. */
@@ -56,10 +59,13 @@ int conversations_forget(struct conversations *c, uint64_t id, uint32_t uid, uin
 
 /* Those that were idle for too long go. */
 void conversations_expire(struct conversations *c, uint64_t now_us);
-/* Of the idle ones whose past `matches` (NULL: all), the one that was used longest ago goes. False:
- * there is none. */
-bool conversations_forget_oldest(struct conversations *c,
-                                 bool (*matches)(const void *ctx, const void *past),
+typedef bool conversations_match(const void *ctx, const struct conversation *one);
+/* Of the idle ones that match (NULL: all), the one that was used longest ago; NULL: there is none.
+ * It stays idle; what is saved of it may be set. */
+struct conversation *conversations_oldest(struct conversations *c, conversations_match *matches,
+                                          const void *ctx);
+/* It goes. False: there is none. */
+bool conversations_forget_oldest(struct conversations *c, conversations_match *matches,
                                  const void *ctx);
 
 uint64_t conversations_bytes(const struct conversations *c);

@@ -6,7 +6,9 @@
  *
  * Host memory of pasts counts as held. Pages are held by those pasts alone whose window has slid: a
  * quarter of a model's at the most, and idle conversations give theirs before anything that runs
- * is preempted. */
+ * is preempted. They are saved to the store then, where they are the first to go when it is full;
+ * one for which there is no room is forgotten. What continues one that is in the store has its
+ * state from there when it starts, as after a preemption. */
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
@@ -24,10 +26,13 @@ static uint32_t *idle_pages(struct dispatch *d, const struct engine_past *past)
 }
 
 /* Of an idle conversation. */
-static void release_past(void *ctx, void *past)
+static void release_past(void *ctx, void *past, void *saved)
 {
-    *idle_pages(ctx, past) -= engine_past_pages(past);
+    struct dispatch *d = ctx;
+    *idle_pages(d, past) -= engine_past_pages(past);
     engine_past_free(past);
+    if (saved != NULL)
+        swap_give(d->swap, saved);
 }
 
 int dispatch_conversations_new(struct dispatch *d)
@@ -86,6 +91,11 @@ int dispatch_take_conversation(struct dispatch *d, struct job *job)
     if (rc < 0)
         return report_missing(&job->report, rc);
     job->past = job->conversation->past;
+    job->saved = job->conversation->saved;
+    job->conversation->saved = NULL;
+    job->preempted = job->saved != NULL;
+    if (job->saved != NULL)
+        swap_set_owner(job->saved, job);
     uint32_t n_pages = engine_past_pages(job->past);
     *idle_pages(d, job->past) -= n_pages;
     job->continues = true;
@@ -102,15 +112,38 @@ void dispatch_lend_pages(struct dispatch *d, struct job *job, uint32_t n_pages)
     job->n_lent = n_pages;
 }
 
-static bool holds_pages_of(const void *model, const void *past)
+static bool holds_pages_of(const void *model, const struct conversation *one)
 {
-    return engine_past_pages(past) > 0 && engine_past_model(past) == model;
+    return engine_past_pages(one->past) > 0 && engine_past_model(one->past) == model;
 }
 
-bool dispatch_forget_pages(struct dispatch *d, uint32_t model)
+bool dispatch_give_past_pages(struct dispatch *d, uint32_t model)
 {
-    return d->past_pages[model] > 0 &&
-           conversations_forget_oldest(d->conversations, holds_pages_of, &d->config.models[model]);
+    const struct engine_model *m = &d->config.models[model];
+    struct conversation *one = NULL;
+    if (d->past_pages[model] > 0)
+        one = conversations_oldest(d->conversations, holds_pages_of, m);
+    if (one == NULL)
+        return false;
+    uint32_t n_pages = engine_past_pages(one->past);
+    one->saved = dispatch_save_past(d, one->past); /* others may go for it, but not this one */
+    if (one->saved == NULL)
+        return conversations_forget_oldest(d->conversations, holds_pages_of, m);
+    d->past_pages[model] -= n_pages;
+    return true;
+}
+
+/* In the store, and not on its way: then its room is free at once. */
+static bool is_stored(const void *ctx, const struct conversation *one)
+{
+    (void)ctx;
+    return one->saved != NULL && swap_place(one->saved) != SWAP_GOING &&
+           swap_place(one->saved) != SWAP_COMING;
+}
+
+bool dispatch_forget_stored(struct dispatch *d)
+{
+    return conversations_forget_oldest(d->conversations, is_stored, NULL);
 }
 
 /* Before a past that holds pages becomes idle: older ones make room. */
@@ -119,11 +152,12 @@ static void bound_pages(struct dispatch *d, const struct engine_past *past)
     uint32_t model = (uint32_t)(engine_past_model(past) - d->config.models);
     uint32_t most = kv_pool_pages(d->config.models[model].pool) / PAST_PAGES_SHARE;
     while (d->past_pages[model] + engine_past_pages(past) > most)
-        if (!dispatch_forget_pages(d, model))
+        if (!dispatch_give_past_pages(d, model))
             break;
 }
 
-/* What the sequence leaves: NULL when there is nothing to continue. */
+/* What the sequence leaves: NULL when there is nothing to continue, be it that its state was saved
+ * and the store has lost it. */
 static struct engine_past *past_of(struct job *job)
 {
     struct engine_past *past = NULL;
@@ -131,6 +165,11 @@ static struct engine_past *past_of(struct job *job)
         engine_sequence_keep(job->sequence, &past);
     else if (job->continues)
         engine_sequence_revert(job->sequence, &past);
+    bool lost = job->saved == NULL || swap_place(job->saved) == SWAP_LOST;
+    if (past != NULL && engine_past_is_saved(past) && lost) {
+        engine_past_free(past);
+        past = NULL;
+    }
     return past;
 }
 
@@ -147,6 +186,12 @@ void dispatch_put_conversation(struct dispatch *d, struct job *job)
     }
     job->conversation = NULL;
     job->past = NULL;
+    if (past != NULL && engine_past_is_saved(past)) {
+        one->saved = job->saved;
+        swap_set_owner(job->saved, NULL);
+        job->saved = NULL;
+        job->fetching = false;
+    }
     if (past == NULL) {
         conversations_put(d->conversations, one, NULL, 0, 0);
         return;

@@ -162,6 +162,8 @@ bool dispatch_come_back(struct dispatch *d, struct job *job);
 bool dispatch_make_room(struct dispatch *d);
 void dispatch_swapped(struct dispatch *d, struct swap_state *saved);
 void dispatch_forget_saved(struct dispatch *d, struct job *job);
+/* Writes what a past holds to the store and gives up its pages; NULL: it could not. */
+struct swap_state *dispatch_save_past(struct dispatch *d, struct engine_past *past);
 void dispatch_measured(struct dispatch *d, uint32_t model, uint64_t n_rows, uint64_t took_us);
 
 /* dispatch_conversations.c */
@@ -174,8 +176,11 @@ void dispatch_lend_pages(struct dispatch *d, struct job *job, uint32_t n_pages);
 void dispatch_put_conversation(struct dispatch *d, struct job *job);
 /* FORGET; the job is finished. */
 void dispatch_forget_conversation(struct dispatch *d, struct job *job);
-/* The idle conversation that was used longest ago of those that hold pages goes. False: none. */
-bool dispatch_forget_pages(struct dispatch *d, uint32_t model);
+/* The idle conversation that was used longest ago of those that hold pages gives them: it is saved,
+ * or, when that cannot be, goes. False: none holds any. */
+bool dispatch_give_past_pages(struct dispatch *d, uint32_t model);
+/* The idle conversation that was used longest ago of those in the store goes. False: none is. */
+bool dispatch_forget_stored(struct dispatch *d);
 
 /* dispatch_status.c */
 int dispatch_models(const struct dispatch *d, struct job *job);

@@ -2,13 +2,13 @@
  *
  * Cached prefixes give way by themselves (kv/). When pages are lacking then, so that what runs can
  * go on or the next in order can start, those who hold some and do not run give them: idle
- * conversations are forgotten, the one that was used longest ago first; then what continues one and
- * waits has its state saved, the last in order first. Whoever waits so holds nothing that the one
- * before it needs, and nobody waits for ever (sched/pages.c has the argument). Only then is the
- * victim that the scheduler names preempted. Its state is saved when copying it to the store and
- * back is estimated to take less time than computing its rows again, from what both took until now;
- * else its pages are dropped and its rows are owed again. A window that has slid can only be saved:
- * if the store has no room, the request ends with NO_MEMORY.
+ * conversations are saved, or forgotten, the one that was used longest ago first; then what
+ * continues one and waits has its state saved, the last in order first. Whoever waits so holds
+ * nothing that the one before it needs, and nobody waits for ever (sched/pages.c has the argument).
+ * Only then is the victim that the scheduler names preempted. Its state is saved when copying it to
+ * the store and back is estimated to take less time than computing its rows again, from what both
+ * took until now; else its pages are dropped and its rows are owed again. A window that has slid
+ * can only be saved: if the store has no room, the request ends with NO_MEMORY.
  *
  * Nothing here waits for a disk. States go to the store's file and come back on the preparing
  * thread; while one is on its way back its job is parked in the scheduler. A state that the disk
@@ -77,7 +77,7 @@ void dispatch_swapped(struct dispatch *d, struct swap_state *saved)
         log_warning("the swap file: %s; %s", strerror(-error),
                     swap_place(saved) == SWAP_LOST ? "a sequence is computed again"
                                                    : "nothing more is written to it");
-    if (!job->fetching)
+    if (job == NULL || !job->fetching)
         return;
     job->fetching = false;
     if (!job->stalled)
@@ -92,12 +92,40 @@ void dispatch_forget_saved(struct dispatch *d, struct job *job)
     job->fetching = false;
 }
 
+/* Room in the store, if need be that of idle conversations. */
+static struct swap_state *take_room(struct dispatch *d, size_t bytes)
+{
+    struct swap_state *room = swap_take(d->swap, bytes);
+    while (room == NULL && swap_could_take(d->swap, bytes) && dispatch_forget_stored(d))
+        room = swap_take(d->swap, bytes);
+    return room;
+}
+
+struct swap_state *dispatch_save_past(struct dispatch *d, struct engine_past *past)
+{
+    struct engine_model *m = engine_past_model(past);
+    size_t bytes = engine_past_saved_bytes(past);
+    struct swap_state *saved = take_room(d, bytes);
+    if (saved == NULL)
+        return NULL;
+    uint64_t from = clock_ns();
+    if (engine_past_save(past, swap_memory(saved)) < 0) {
+        log_error("%s: a page cannot be read: %s", m->name, m->api->last_error(m->backend));
+        swap_give(d->swap, saved);
+        return NULL;
+    }
+    measured_copy(d, bytes, from);
+    if (swap_start(d->swap, saved))
+        transfer(d, saved);
+    return saved;
+}
+
 static bool save(struct dispatch *d, struct job *job)
 {
     size_t bytes = engine_sequence_saved_bytes(job->sequence);
     if (!worth_saving(d, job, bytes))
         return false;
-    job->saved = swap_take(d->swap, bytes);
+    job->saved = take_room(d, bytes);
     if (job->saved == NULL)
         return false;
     uint64_t from = clock_ns();
@@ -196,7 +224,7 @@ static bool give_way(struct dispatch *d, uint32_t model, const struct sched_lack
         if (lack->n_pages > d->past_pages[model] + lent)
             return false;
     }
-    if (dispatch_forget_pages(d, model))
+    if (dispatch_give_past_pages(d, model))
         return true;
     struct job *job = lent > 0 ? last_holder(d, model, lack->slot) : NULL;
     return job != NULL && send_away(d, job, lack->stuck);
@@ -297,6 +325,10 @@ bool dispatch_come_back(struct dispatch *d, struct job *job)
         compute_again(d, job);
         return false;
     default:
-        return false; /* it is on its way */
+        if (!job->fetching) { /* it was on its way when its conversation was continued */
+            job->fetching = true;
+            sched_park(d->sched, job->slot);
+        }
+        return false;
     }
 }

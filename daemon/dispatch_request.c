@@ -52,7 +52,6 @@ static void unlink_job(struct job *job)
 void dispatch_drop(struct dispatch *d, struct job *job)
 {
     dispatch_leave_queue(d, job);
-    dispatch_forget_saved(d, job);
     if (job->stalled)
         dispatch_clear_stalled(d, job);
     unlink_job(job);
@@ -61,6 +60,7 @@ void dispatch_drop(struct dispatch *d, struct job *job)
     if (job->phase == JOB_PREPARING)
         return; /* its past is being read */
     dispatch_put_conversation(d, job);
+    dispatch_forget_saved(d, job);
     job_free(job);
 }
 
@@ -72,8 +72,8 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
     job_finish(job, finish, code, text);
     if (job->answers != NULL && !job->answers->prompt_ran)
         dispatch_finish_others(d, job, finish, code, text);
-    dispatch_forget_saved(d, job);
     dispatch_put_conversation(d, job);
+    dispatch_forget_saved(d, job);
     if (job->sequence != NULL) /* whatever the client has still to read */
         engine_sequence_end(job->sequence);
     dispatch_hold_bytes(d, job);
@@ -109,6 +109,7 @@ void dispatch_prepared(struct dispatch *d, struct job *job)
     job->phase = JOB_DRAINING;
     if (job->client == NULL) { /* its client went away meanwhile */
         dispatch_put_conversation(d, job);
+        dispatch_forget_saved(d, job);
         job_free(job);
         return;
     }

@@ -161,6 +161,14 @@ struct swap_state *swap_take(struct swap *s, size_t bytes)
     return state;
 }
 
+bool swap_could_take(const struct swap *s, size_t bytes)
+{
+    uint64_t most = s->fd < 0                     ? s->memory_max
+                    : s->file_max > s->memory_max ? s->file_max
+                                                  : s->memory_max;
+    return bytes <= SIZE_MAX / 2 && (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT <= most;
+}
+
 static void free_state(struct swap *s, struct swap_state *state)
 {
     give_memory(s, state);

@@ -41,6 +41,8 @@ void swap_free(struct swap *s);
 
 /* Room for a state of so many bytes (more than 0), HERE; NULL: there is none. */
 struct swap_state *swap_take(struct swap *s, size_t bytes);
+/* Could it take a state of so many bytes if it held no other? */
+bool swap_could_take(const struct swap *s, size_t bytes);
 /* It is no longer needed. One that is being transferred goes when that has ended. */
 void swap_give(struct swap *s, struct swap_state *state);
 

@@ -176,9 +176,10 @@ int engine_sequence_restore(struct engine_sequence *s, const void *memory);
 
 struct engine_past;
 
-/* Ends a GENERATE sequence and keeps its tokens (and, once a window has slid, its state). -ENOMEM;
- * -ENODATA: its window has slid and its state is not here (saved) or not sound (a step failed). The
- * sequence is over in any case; what is left of it may be read and freed, its tokens are gone. */
+/* Ends a GENERATE sequence and keeps its tokens (and, once a window has slid, its state; if that
+ * was saved, so is the past, and the memory is the past's). -ENOMEM; -ENODATA: its window has slid
+ * and its state is not sound (a step failed). The sequence is over in any case; what is left of it
+ * may be read and freed, its tokens are gone. */
 int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret);
 /* The same for a sequence that continues a past, but keeps that past as it was before. -ENODATA
  * also when its window has slid since. */
@@ -189,6 +190,11 @@ struct engine_model *engine_past_model(const struct engine_past *past);
 uint32_t engine_past_tokens(const struct engine_past *past, const int32_t **ret);
 size_t engine_past_bytes(const struct engine_past *past);   /* of host memory */
 uint32_t engine_past_pages(const struct engine_past *past); /* that it holds: 0 but for a window */
+/* The same as of sequences, of a past that holds pages: it gives them up. What continues one that
+ * was saved is itself saved, and is restored before its first step. */
+size_t engine_past_saved_bytes(const struct engine_past *past);
+int engine_past_save(struct engine_past *past, void *memory);
+bool engine_past_is_saved(const struct engine_past *past);
 
 /* ---- the step -------------------------------------------------------------------------------- */
 

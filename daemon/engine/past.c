@@ -2,7 +2,7 @@
  *
  * Of most sequences the tokens are enough: their pages stay in the prefix index while there is
  * room, and are computed again when they are gone. Once a window has slid, the rows are no function
- * of the tokens that are left, and the past holds the pages themselves.
+ * of the tokens that are left, and the past holds the pages themselves, or what was saved of them.
  *
  * Counts go on: the continuing sequence is what one request with all the tokens would be, with the
  * same draws, penalties and points at which its window slides. */
@@ -21,6 +21,7 @@ struct engine_past {
     struct kv_sequence state; /* of n_cached - n_slid rows */
     struct engine_window window;
     uint64_t n_cached, n_slid;
+    bool saved; /* its rows are in the caller's memory, not in pages */
 };
 
 /* The penalties may look so far back, and what has not run must be there. */
@@ -34,7 +35,7 @@ static uint32_t tail_of(const struct engine_sequence *s)
 int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret)
 {
     assert(s->kind == ENGINE_GENERATE && s->tokens != NULL);
-    bool slid = s->n_slid > 0, lost = slid && (s->saved || s->failed);
+    bool slid = s->n_slid > 0, lost = slid && s->failed;
     struct engine_past *past = lost ? NULL : calloc(1, sizeof *past);
     if (past == NULL) {
         engine_sequence_end(s);
@@ -54,6 +55,7 @@ int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret)
         past->window = s->window;
         past->n_cached = s->n_cached;
         past->n_slid = s->n_slid;
+        past->saved = s->saved;
         s->state = (struct kv_sequence){0};
     } else {
         engine_sequence_end(s);
@@ -65,14 +67,14 @@ int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret)
 int engine_sequence_revert(struct engine_sequence *s, struct engine_past **ret)
 {
     bool forgot = s->past_slid > 0 ? s->n_slid != s->past_slid : s->n_forgotten > 0;
-    if (forgot || (s->past_slid > 0 && (s->saved || s->failed))) {
+    if (forgot || (s->past_slid > 0 && s->failed)) {
         engine_sequence_end(s);
         return -ENODATA;
     }
     s->n_tokens = s->past_tokens;
     s->n_cached = s->past_cached;
     s->n_slid = s->past_slid;
-    kv_sequence_trim(s->model->pool, &s->state, sequence_position(s));
+    kv_sequence_trim(s->model->pool, &s->state, sequence_position(s)); /* none are there if saved */
     return engine_sequence_keep(s, ret);
 }
 
@@ -106,6 +108,24 @@ size_t engine_past_bytes(const struct engine_past *past)
 uint32_t engine_past_pages(const struct engine_past *past)
 {
     return past->state.n_pages;
+}
+
+size_t engine_past_saved_bytes(const struct engine_past *past)
+{
+    return pages_bytes(past->model, &past->state);
+}
+
+int engine_past_save(struct engine_past *past, void *memory)
+{
+    assert(past->n_slid > 0 && !past->saved);
+    int rc = pages_save(past->model, &past->state, memory);
+    past->saved = rc == 0;
+    return rc;
+}
+
+bool engine_past_is_saved(const struct engine_past *past)
+{
+    return past->saved;
 }
 
 /* ---- continuing it --------------------------------------------------------------------------- */
@@ -149,6 +169,7 @@ void past_take_over(struct engine_past *past, struct engine_sequence *s)
     s->begun = past->n_slid > 0;
     if (past->n_slid > 0) {
         s->state = past->state;
+        s->saved = past->saved;
         past->state = (struct kv_sequence){0};
     }
     engine_past_free(past);

@@ -32,23 +32,33 @@ void engine_sequence_drop(struct engine_sequence *s)
     s->saved = false;
 }
 
+size_t pages_bytes(const struct engine_model *m, const struct kv_sequence *state)
+{
+    return state->n_pages * saved_page_bytes(m);
+}
+
+int pages_save(struct engine_model *m, struct kv_sequence *state, void *memory)
+{
+    for (uint32_t i = 0; i < state->n_pages; i++) {
+        uint8_t *to = (uint8_t *)memory + i * saved_page_bytes(m);
+        if (m->api->page_read(m->weights, state->pages[i], to) < 0)
+            return -EIO;
+    }
+    kv_sequence_trim(m->pool, state, 0);
+    return 0;
+}
+
 size_t engine_sequence_saved_bytes(const struct engine_sequence *s)
 {
-    return s->state.n_pages * saved_page_bytes(s->model);
+    return pages_bytes(s->model, &s->state);
 }
 
 int engine_sequence_save(struct engine_sequence *s, void *memory)
 {
-    struct engine_model *m = s->model;
     assert(!s->saved && !s->failed && s->state.n_tokens == sequence_position(s));
-    for (uint32_t i = 0; i < s->state.n_pages; i++) {
-        uint8_t *to = (uint8_t *)memory + i * saved_page_bytes(m);
-        if (m->api->page_read(m->weights, s->state.pages[i], to) < 0)
-            return -EIO;
-    }
-    kv_sequence_trim(m->pool, &s->state, 0);
-    s->saved = true;
-    return 0;
+    int rc = pages_save(s->model, &s->state, memory);
+    s->saved = rc == 0;
+    return rc;
 }
 
 int engine_sequence_restore(struct engine_sequence *s, const void *memory)

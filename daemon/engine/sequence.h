@@ -53,6 +53,13 @@ bool window_matches(const struct engine_sequence *s, uint64_t n);
 /* Slides when the window is full. 0, or what the backend said. */
 int window_slide(struct engine_sequence *s);
 
+/* ---- pressure.c ------------------------------------------------------------------------------ */
+
+/* Of saved pages, in the caller's memory. */
+size_t pages_bytes(const struct engine_model *m, const struct kv_sequence *state);
+/* Writes all pages there and gives them up. -EIO: nothing has changed. */
+int pages_save(struct engine_model *m, struct kv_sequence *state, void *memory);
+
 /* ---- past.c ---------------------------------------------------------------------------------- */
 
 uint64_t past_tokens_all(const struct engine_past *past);

@@ -15,9 +15,12 @@ enum { MAX = 8, USER_MAX = 4, IDLE = 1000, BYTES = 10 };
 
 static int released[256];
 
-static void release(void *ctx, void *past)
+static const void *saved_with; /* what the last one that went had saved */
+
+static void release(void *ctx, void *past, void *saved)
 {
     assert_ptr_equal(ctx, released);
+    saved_with = saved;
     released[*(int *)past]++;
     free(past);
 }
@@ -170,10 +173,10 @@ static void a_full_table_costs_who_has_most(void **state)
     conversations_free(c);
 }
 
-static bool is_odd(const void *ctx, const void *past)
+static bool is_odd(const void *ctx, const struct conversation *one)
 {
     assert_ptr_equal(ctx, released);
-    return *(const int *)past % 2 == 1;
+    return *(const int *)one->past % 2 == 1;
 }
 
 static void the_oldest_that_matches(void **state)
@@ -184,6 +187,8 @@ static void the_oldest_that_matches(void **state)
     for (uint64_t id = 1; id <= 4; id++)
         keep(c, id, (uint32_t)id, 10 * id);
     assert_int_equal(conversations_take(c, 1, 1, 50, &one), 0);
+    assert_int_equal(conversations_oldest(c, is_odd, released)->id, 3);
+    assert_int_equal(released[3], 0);
     assert_true(conversations_forget_oldest(c, is_odd, released)); /* 1 is busy */
     assert_int_equal(released[3], 1);
     assert_false(conversations_forget_oldest(c, is_odd, released));
@@ -195,6 +200,36 @@ static void the_oldest_that_matches(void **state)
         assert_int_equal(released[id], 1);
 }
 
+/* What is saved goes with the past that it is of. */
+static void what_is_saved(void **state)
+{
+    (void)state;
+    struct conversations *c = new_table();
+    struct conversation *one;
+    int a, b;
+    keep(c, 1, 100, 5);
+    conversations_oldest(c, NULL, NULL)->saved = &a;
+    assert_int_equal(conversations_take(c, 1, 100, 6, &one), 0);
+    assert_ptr_equal(one->saved, &a);
+    conversations_put(c, one, one->past, one->bytes, 7); /* as it was */
+    assert_ptr_equal(one->saved, &a);
+    assert_int_equal(conversations_take(c, 1, 100, 8, &one), 0);
+    one->saved = NULL; /* the caller took past and all */
+    free(one->past);
+    one->past = NULL;
+    one->saved = &b;
+    conversations_put(c, one, past_of(2), BYTES, 9);
+    assert_ptr_equal(one->saved, &b);
+    assert_int_equal(released[1], 0);
+    assert_int_equal(conversations_forget(c, 1, 100, 10), 0);
+    assert_int_equal(released[2], 1);
+    assert_ptr_equal(saved_with, &b);
+    keep(c, 3, 100, 11);
+    assert_true(conversations_forget_oldest(c, NULL, NULL));
+    assert_null(saved_with); /* nothing of the one before is left */
+    conversations_free(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -204,6 +239,7 @@ int main(void)
         cmocka_unit_test(a_full_user_loses_his_oldest),
         cmocka_unit_test(a_full_table_costs_who_has_most),
         cmocka_unit_test(the_oldest_that_matches),
+        cmocka_unit_test(what_is_saved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -263,6 +263,76 @@ static void test_a_window_that_slid_since_cannot_go_back(void **state)
     engine_sequence_free(s);
 }
 
+/* A past whose pages were saved, as such or while a request that continues it waited. */
+static void test_a_saved_past_goes_on(void **state)
+{
+    struct engine_model *m = *state;
+    static _Alignas(64) uint8_t memory[FAKE_PAGES * sizeof fake.pages[0]];
+    struct infer_sampling p = fake_sampling(1, 100);
+    fake_prompt(tokens, 20, 1);
+    fake_expect(tokens, 20, 120, &p, 64, 0);
+    for (int way = 0; way < 3; way++) {
+        struct engine_past *past = keep(answer(m, NULL, 20, 20, 120, 64, 1));
+        fake_prompt(tokens + 120, 30, 2);
+        fake_expect(tokens, 150, 250, &p, 64, 0);
+        assert_false(engine_past_is_saved(past));
+        assert_true(engine_past_saved_bytes(past) > 0);
+        if (way == 0) {
+            fake.fail_read = 2;
+            assert_int_equal(engine_past_save(past, memory), -EIO);
+            assert_false(engine_past_is_saved(past));
+            assert_int_equal(engine_past_save(past, memory), 0);
+        }
+        struct engine_request r = fake_request(tokens + 120, 30, &p);
+        r.window = 64;
+        r.past = past;
+        struct engine_sequence *s = fake_new(m, &r);
+        if (way > 0)
+            assert_int_equal(engine_sequence_save(s, memory), 0);
+        assert_int_equal(kv_pool_used(m->pool), 0);
+        if (way == 2) { /* it gave up: the past is as it was, and saved */
+            past = NULL;
+            assert_int_equal(engine_sequence_revert(s, &past), 0);
+            assert_true(engine_past_is_saved(past));
+            assert_int_equal(engine_past_pages(past), 0);
+            engine_sequence_free(s);
+            r.past = past;
+            s = fake_new(m, &r);
+        }
+        assert_true(s->saved);
+        memset(fake.pages, 0xee, sizeof fake.pages);
+        assert_int_equal(engine_sequence_restore(s, memory), 0);
+        assert_int_equal(engine_sequence_begin(s), 0);
+        fake_run_tokens(s, 37, tokens + 150, 100);
+        engine_sequence_free(s);
+        assert_int_equal(kv_pool_used(m->pool), 0);
+    }
+}
+
+/* A sequence that is over while it is saved leaves what was saved. */
+static void test_a_saved_sequence_leaves_a_saved_past(void **state)
+{
+    struct engine_model *m = *state;
+    static _Alignas(64) uint8_t memory[FAKE_PAGES * sizeof fake.pages[0]];
+    struct infer_sampling p = fake_sampling(1, 100);
+    fake_prompt(tokens, 20, 1);
+    fake_expect(tokens, 20, 120, &p, 64, 0);
+    struct engine_sequence *s = answer(m, NULL, 20, 20, 120, 64, 1);
+    assert_int_equal(engine_sequence_save(s, memory), 0);
+    struct engine_past *past = keep(s);
+    assert_true(engine_past_is_saved(past));
+    fake_prompt(tokens + 120, 30, 2);
+    fake_expect(tokens, 150, 250, &p, 64, 0);
+    struct engine_request r = fake_request(tokens + 120, 30, &p);
+    r.window = 64;
+    r.past = past;
+    s = fake_new(m, &r);
+    assert_int_equal(engine_sequence_restore(s, memory), 0);
+    engine_sequence_begin(s);
+    fake_run_tokens(s, 37, tokens + 150, 100);
+    engine_sequence_free(s);
+}
+
 /* What a request continues plainly can be had back as long as its tokens are there. */
 static void test_a_plain_past_comes_back_from_a_slid_window(void **state)
 {
@@ -300,6 +370,8 @@ int main(void)
         TEST(test_what_cannot_be_continued_is_refused_with_numbers),
         TEST(test_a_failed_request_leaves_the_past_as_it_was),
         TEST(test_a_window_that_slid_since_cannot_go_back),
+        TEST(test_a_saved_past_goes_on),
+        TEST(test_a_saved_sequence_leaves_a_saved_past),
         TEST(test_a_plain_past_comes_back_from_a_slid_window),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

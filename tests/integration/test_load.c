@@ -92,6 +92,20 @@ static void load(char **ret_log)
     daemon_done(&d);
 }
 
+/* None came in; beyond `spare`, none went. The system takes cold pages away by itself, here and
+ * there; a load that drops what it read takes runs of hundreds. */
+static void assert_left_as_it_was(size_t spare)
+{
+    size_t came = 0, went = 0;
+    look(after);
+    for (size_t i = n_head; i < n_pages; i++) {
+        came += after[i] > before[i];
+        went += after[i] < before[i];
+    }
+    assert_int_equal(came, 0);
+    assert_in_range(went, 0, spare);
+}
+
 static void a_load_leaves_the_page_cache_as_it_was(void **state)
 {
     (void)state;
@@ -103,8 +117,7 @@ static void a_load_leaves_the_page_cache_as_it_was(void **state)
     read_pages(n_head + 1000, 5);
     look(before);
     load(&log);
-    look(after);
-    assert_memory_equal(before + n_head, after + n_head, n_pages - n_head);
+    assert_left_as_it_was(0);
     assert_non_null(strstr(log, "unix: read "));
     free(log);
 }
@@ -118,8 +131,7 @@ static void a_cached_file_is_not_read_from_the_disk(void **state)
         skip();
     load(&log);
     assert_non_null(strstr(log, "(0 MiB direct, "));
-    look(after);
-    assert_memory_equal(before + n_head, after + n_head, n_pages - n_head);
+    assert_left_as_it_was(n_pages / 64);
     free(log);
 }
 

@@ -28,6 +28,9 @@ struct peer {
     gid_t gid;
     pid_t pid;
     char client[INFER_CLIENT_NAME_MAX]; /* printable, NUL-terminated */
+    /* The socket is to outlive the daemon. Before the handshake: if the client can live with that;
+     * of a session's peer: it can, and was told. */
+    bool kept;
 };
 
 struct session;

@@ -13,7 +13,16 @@
  *                      [4] the status file    memfd, sealed FUTURE_WRITE, one for all sessions;
  *                                             mapped read-only: struct infer_status_page
  *
- * After that the socket carries nothing: its closing tells each side that the other is gone.
+ * After that the socket carries nothing: its closing tells each side that the other is gone, and
+ * so does, on the client's side, the hang-up of the bell, whose writing end the daemon alone holds.
+ *
+ * A second welcome. A service manager may keep the daemon's end of the socket while one daemon ends
+ * and the next one starts. The client that can live with that says so (INFER_ABI_TAKES_WELCOMES),
+ * the daemon that will do so answers so (INFER_ABI_KEEPS_SOCKET). The next daemon then sends
+ * another infer_abi_welcome with new descriptors over the same socket; no hello comes before it.
+ * The files of the first welcome are dead from then on, unfinished requests are lost. A client
+ * that has seen the bell hang up, or `closed` with SHUTDOWN, waits for that welcome for a while;
+ * when the socket hangs up too there will be none.
  *
  * Each file has one writer. The request file holds the words and records that the client writes,
  * the token file those that the daemon writes:
@@ -61,7 +70,7 @@ struct infer_abi_hello {
     uint32_t version_min, version_max;
     uint32_t request_ring_bytes; /* wanted; rounded up to a power of two and clamped; 0: default */
     uint32_t token_ring_bytes;
-    uint32_t flags; /* zero */
+    uint32_t flags; /* INFER_ABI_TAKES_WELCOMES */
     uint32_t reserved;
     char client[INFER_CLIENT_NAME_MAX]; /* program's name, for status; any bytes, NUL-terminated */
 };
@@ -73,10 +82,15 @@ struct infer_abi_welcome {
     int32_t error;    /* 0 or an INFER_E_ code; no descriptors then */
     uint32_t session;
     uint32_t request_ring_bytes, token_ring_bytes;
-    uint32_t features;             /* zero in version 1 */
+    uint32_t features;             /* INFER_ABI_KEEPS_SOCKET */
     char daemon[32];               /* version of the daemon, "0.1.0" */
     char detail[INFER_DETAIL_MAX]; /* what went wrong, for a person; "" when nothing */
 };
+
+/* infer_abi_hello.flags: the client takes a second welcome. */
+#define INFER_ABI_TAKES_WELCOMES 1u
+/* infer_abi_welcome.features: the socket may outlive the daemon, and bring a second welcome. */
+#define INFER_ABI_KEEPS_SOCKET 1u
 
 #define INFER_ABI_HELLO_MIN   64u
 #define INFER_ABI_WELCOME_MIN 576u

@@ -5,6 +5,7 @@
 #include "conn.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include <unistd.h>
 
 #define SPIN_US_DEFAULT 20u
+#define WELCOMES_MAX    64u /* looked at in one call that must not wait */
 
 /* Of infer_connect(), which has no connection to keep it. */
 static __thread char connect_detail[INFER_DETAIL_MAX];
@@ -85,6 +87,7 @@ static void reset_child(struct infer_conn *c)
         link_close(&c->link, false);
     c->linked = false;
     c->lost = INFER_E_DAEMON_LOST;
+    c->welcome_until_us = 0;
     poll_done(c);
     c->followers = 0;
     c->leader = c->in_next = false;
@@ -123,6 +126,10 @@ void conn_lose(struct infer_conn *c, int code)
     if (c->lost != 0)
         return;
     c->lost = code;
+    if (c->link.kept && (code == INFER_E_DAEMON_LOST || code == INFER_E_SHUTDOWN)) {
+        c->welcome_until_us = conn_now_us() + CONN_WELCOME_US;
+        poll_remove_bell(c);
+    }
     for (size_t i = 0; i < CONN_TABLE; i++)
         for (struct request *r = c->table[i]; r != NULL; r = r->chain)
             request_end(c, r, code);
@@ -139,24 +146,16 @@ void conn_bury(struct infer_conn *c)
     conn_lose(c, closed > 0 && closed < 10000 ? (int)closed : INFER_E_DAEMON_LOST);
 }
 
-/* With write_mutex and mutex held, no leader. */
-static int connect_again(struct infer_conn *c)
+/* Of a link that was just made. */
+static int begin_link(struct infer_conn *c)
 {
-    if (c->linked) {
-        poll_remove_link(c);
-        c->linked = false;
-        link_close(&c->link, true);
-    }
-    int r = link_open(c->socket_path, c->client_name, c->request_ring_wanted, c->token_ring_wanted,
-                      &c->link, c->detail);
-    if (r < 0)
-        return r;
     c->linked = true;
     c->request_tail = c->request_head = 0;
     c->token_head = c->token_head_published = c->token_tail = 0;
     memcpy(c->version, c->link.version, sizeof c->version);
     c->heard_us = conn_coarse_us();
     c->lost = 0;
+    c->welcome_until_us = 0;
     if (poll_add_link(c) < 0) {
         conn_lose(c, INFER_E_OUT_OF_MEMORY);
         return conn_fail(c, INFER_E_OUT_OF_MEMORY, "no descriptor for the epoll set");
@@ -164,9 +163,82 @@ static int connect_again(struct infer_conn *c)
     return 0;
 }
 
+/* With write_mutex and mutex held, no leader. */
+static int connect_again(struct infer_conn *c)
+{
+    c->welcome_until_us = 0;
+    if (c->linked) {
+        poll_remove_link(c);
+        c->linked = false;
+        link_close(&c->link, true);
+    }
+    int r = link_open(c->socket_path, c->client_name, c->request_ring_wanted, c->token_ring_wanted,
+                      &c->link, c->detail);
+    return r < 0 ? r : begin_link(c);
+}
+
+/* With write_mutex and mutex held, no leader: looks for the next daemon's welcome. While nobody
+ * looked several may have come; all but the last one's daemons are dead. 1: linked. 0: not yet.
+ * Negative: it will not come. */
+static int renew(struct infer_conn *c)
+{
+    struct link next;
+    int r = conn_now_us() < c->welcome_until_us
+                ? link_renew(&c->link, c->socket_path, &next, c->detail)
+                : -INFER_E_DAEMON_LOST;
+    if (r <= 0) {
+        if (r < 0) {
+            c->welcome_until_us = 0;
+            poll_remove_link(c); /* what cannot be used would stay readable */
+        }
+        return r;
+    }
+    poll_remove_link(c);
+    link_drop(&c->link);
+    c->link = next;
+    r = begin_link(c);
+    if (r == 0 && link_is_dead(&c->link))
+        conn_bury(c);
+    return r < 0 ? r : c->lost == 0;
+}
+
+bool conn_look_for_welcome(struct infer_conn *c)
+{
+    if (c->lost == 0)
+        return true;
+    if (c->welcome_until_us == 0 || c->leader || pthread_mutex_trylock(&c->write_mutex) != 0)
+        return false; /* who has the lock looks for it */
+    for (uint32_t n = 0; n < WELCOMES_MAX && c->lost != 0 && c->welcome_until_us != 0; n++) {
+        struct pollfd p = {.fd = c->link.socket, .events = POLLIN};
+        if (renew(c) != 0 || poll(&p, 1, 0) <= 0)
+            break;
+    }
+    pthread_mutex_unlock(&c->write_mutex);
+    return c->lost == 0;
+}
+
+/* The next daemon's welcome, or a new connection. With both locks held; the mutex is left and
+ * taken again while there is nothing to do but wait. */
+static int find_daemon(struct infer_conn *c)
+{
+    while (c->lost != 0) {
+        c->followers++;
+        while (c->leader) /* it leaves within a slice */
+            pthread_cond_wait(&c->changed, &c->mutex);
+        c->followers--;
+        if (c->welcome_until_us == 0)
+            return connect_again(c);
+        if (renew(c) == 0 && c->welcome_until_us != 0) {
+            pthread_mutex_unlock(&c->mutex);
+            link_await(&c->link, CONN_SLICE_MS); /* write_mutex keeps the link */
+            pthread_mutex_lock(&c->mutex);
+        }
+    }
+    return 0;
+}
+
 int conn_ensure(struct infer_conn *c)
 {
-    int r = 0;
     pthread_mutex_lock(&c->mutex);
     uint64_t now = conn_coarse_us();
     if (c->lost == 0 && now - c->heard_us > CONN_QUIET_US) {
@@ -174,13 +246,7 @@ int conn_ensure(struct infer_conn *c)
         if (link_is_dead(&c->link))
             conn_bury(c);
     }
-    if (c->lost != 0) {
-        c->followers++;
-        while (c->leader) /* it leaves within a slice */
-            pthread_cond_wait(&c->changed, &c->mutex);
-        c->followers--;
-        r = connect_again(c);
-    }
+    int r = c->lost != 0 ? find_daemon(c) : 0;
     pthread_mutex_unlock(&c->mutex);
     return r;
 }

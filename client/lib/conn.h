@@ -11,6 +11,10 @@
  * The link (socket, descriptors, mappings) is replaced by a thread that holds write_mutex and
  * mutex while there is no leader; so a writer, a leader, and a holder of mutex may each use it.
  *
+ * Lost and found. A link is lost when the daemon ended it or died. Where the socket is kept for the
+ * next daemon, `welcome_until_us` says how long its welcome is waited for: conn_ensure() waits,
+ * infer_next() takes it when it is there. It brings new descriptors; the socket stays the same.
+ *
  * Fork. `mark` is a page of its own with MADV_WIPEONFORK: the kernel gives a child zeroes there,
  * so that each call tells parent from child by one load. (A pid would cost a system call, and
  * pthread_atfork() handlers cannot be removed when the library is unloaded.) Where the kernel
@@ -32,7 +36,9 @@
 #define CONN_SLICE_MS 50
 /* A writer asks the socket first when it has heard nothing from the daemon for so long. */
 #define CONN_QUIET_US 10000u
-#define CONN_TABLE    64u /* hash chains; a power of two */
+/* How long a lost connection waits for the next daemon's welcome before it connects anew. */
+#define CONN_WELCOME_US 30000000u
+#define CONN_TABLE      64u /* hash chains; a power of two */
 
 /* One live connection to a daemon. */
 struct link {
@@ -47,6 +53,7 @@ struct link {
     uint8_t *request_data;
     const uint8_t *token_data;
     uint32_t session;
+    bool kept; /* a second welcome may come over the socket */
     char version[32];
 };
 
@@ -96,13 +103,14 @@ struct infer_conn {
     unsigned followers;
     bool leader;
     bool in_next;
-    bool poll_armed; /* client.waiting is EVENTFD */
-    bool poll_dirty; /* the bell may have been rung */
-    bool nudged;     /* the nudge is readable */
-    int poll_fd;     /* epoll, -1: infer_poll_fd() was never called */
-    int nudge_fd;    /* eventfd of our own: events wait in stashes */
-    int lost;        /* 0 when connected, else an INFER_E_ code */
-    bool linked;     /* link holds something, be it lost or not */
+    bool poll_armed;           /* client.waiting is EVENTFD */
+    bool poll_dirty;           /* the bell may have been rung */
+    bool nudged;               /* the nudge is readable */
+    int poll_fd;               /* epoll, -1: infer_poll_fd() was never called */
+    int nudge_fd;              /* eventfd of our own: events wait in stashes */
+    int lost;                  /* 0 when connected, else an INFER_E_ code */
+    uint64_t welcome_until_us; /* lost: the next daemon may welcome us until then; 0: it will not */
+    bool linked;               /* link holds something, be it lost or not */
     struct link link;
     uint32_t token_head, token_head_published, token_tail;
 
@@ -129,9 +137,16 @@ char *link_choose_socket(const char *wanted);
 /* detail: INFER_DETAIL_MAX bytes. Negative INFER_E_ code. */
 int link_open(const char *path, const char *client_name, uint32_t request_ring_bytes,
               uint32_t token_ring_bytes, struct link *ret, char *detail);
+/* Without waiting: takes the welcome of the next daemon. 1: *ret has the same socket, and *old is
+ * dead memory for link_drop(). 0: none is there. Negative: there will be none that can be used. */
+int link_renew(const struct link *old, const char *path, struct link *ret, char *detail);
+/* Waits for something to happen on the socket. */
+void link_await(const struct link *link, int timeout_ms);
+/* Frees all but the socket. */
+void link_drop(struct link *link);
 /* parting: also ends the connection for children that still hold the socket. */
 void link_close(struct link *link, bool parting);
-/* Has the daemon gone? One system call. */
+/* Has the daemon gone, or does the next one speak? One system call. */
 bool link_is_dead(const struct link *link);
 void link_ring_doorbell(const struct link *link);
 
@@ -146,8 +161,12 @@ void conn_check_fork(struct infer_conn *c);
 int conn_fail(struct infer_conn *c, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* With write_mutex held: connects again if the link is gone. */
+/* With write_mutex held: if the link is gone, waits for the next daemon's welcome where one may
+ * come, and connects again otherwise. */
 int conn_ensure(struct infer_conn *c);
+/* With mutex held, for who must not wait: takes the welcome if it is there. True: the link lives.
+ */
+bool conn_look_for_welcome(struct infer_conn *c);
 
 /* The rest with mutex held. Marks the link lost and ends every request with the code. */
 void conn_lose(struct infer_conn *c, int code);
@@ -167,6 +186,8 @@ void poll_quiet(struct infer_conn *c);
 void poll_nudge(struct infer_conn *c);
 /* Adds the link to the epoll set, or takes it out. */
 int poll_add_link(struct infer_conn *c);
+/* The daemon is gone: its bell would stay readable. */
+void poll_remove_bell(struct infer_conn *c);
 void poll_remove_link(struct infer_conn *c);
 /* Closes it. The set may be shared with a parent process, so nothing is taken out of it. */
 void poll_done(struct infer_conn *c);

@@ -1,4 +1,5 @@
-/* link.c: the socket, the handshake and the mappings of one connection to a daemon.
+/* link.c: the socket, the handshake and the mappings of one connection to a daemon, and the second
+ * welcome of the daemon that came after it (abi.h).
  *
  * Owns what struct link holds. The daemon is trusted more than a client is, but what it sends is
  * still checked where a mistake would crash the program that uses this library: the number of
@@ -10,6 +11,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,6 +109,7 @@ static int send_hello(int fd, const char *client_name, uint32_t request_ring_byt
     hello.version_max = INFER_ABI_VERSION;
     hello.request_ring_bytes = request_ring_bytes;
     hello.token_ring_bytes = token_ring_bytes;
+    hello.flags = INFER_ABI_TAKES_WELCOMES;
     snprintf(hello.client, sizeof hello.client, "%s", client_name);
     ssize_t n;
     do
@@ -116,7 +119,8 @@ static int send_hello(int fd, const char *client_name, uint32_t request_ring_byt
 }
 
 /* The welcome and its descriptors; surplus ones are closed. Number of bytes, or -1. */
-static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, int *ret_n_fds)
+static ssize_t receive_welcome(int fd, int flags, struct infer_abi_welcome *ret, int *fds,
+                               int *ret_n_fds)
 {
     union {
         char bytes[CMSG_SPACE(sizeof(int) * FDS_SEEN)];
@@ -132,7 +136,7 @@ static ssize_t receive_welcome(int fd, struct infer_abi_welcome *ret, int *fds, 
     message.msg_control = control.bytes;
     message.msg_controllen = sizeof control.bytes;
     do
-        n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+        n = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | flags);
     while (n < 0 && (errno == EINTR || (errno == ECONNRESET && !reset++)));
     if (n < 0)
         return n;
@@ -239,28 +243,36 @@ static int take_welcome(struct link *link, struct infer_abi_welcome *welcome, ss
     if (n_fds < FDS_MIN || map_link(link, welcome) < 0)
         return refuse(detail, INFER_E_PROTOCOL, path, "the daemon's rings cannot be mapped");
     link->session = welcome->session;
+    link->kept = (welcome->features & INFER_ABI_KEEPS_SOCKET) != 0;
     memcpy(link->version, welcome->daemon, sizeof link->version);
     return 0;
+}
+
+static struct link empty_link(int socket)
+{
+    struct link link;
+    memset(&link, 0, sizeof link);
+    link.socket = socket;
+    for (int i = 0; i < INFER_ABI_FDS; i++)
+        link.fd[i] = -1;
+    return link;
 }
 
 int link_open(const char *path, const char *client_name, uint32_t request_ring_bytes,
               uint32_t token_ring_bytes, struct link *ret, char *detail)
 {
-    struct link link;
+    struct link link = empty_link(-1);
     struct infer_abi_welcome welcome;
     int n_fds = 0;
 
-    memset(&link, 0, sizeof link);
     memset(&welcome, 0, sizeof welcome);
-    for (int i = 0; i < INFER_ABI_FDS; i++)
-        link.fd[i] = -1;
     int r = open_socket(path, &link.socket, detail);
     if (r < 0)
         return r;
     /* A daemon that is full refuses before it was asked: its welcome is there although the hello
      * found nobody any more. */
     (void)send_hello(link.socket, client_name, request_ring_bytes, token_ring_bytes);
-    ssize_t n = receive_welcome(link.socket, &welcome, link.fd, &n_fds);
+    ssize_t n = receive_welcome(link.socket, 0, &welcome, link.fd, &n_fds);
     if (n <= 0)
         r = refuse(detail, INFER_E_DAEMON_ABSENT, path,
                    n == 0 ? "the daemon closed the connection" : "the daemon does not answer");
@@ -274,10 +286,28 @@ int link_open(const char *path, const char *client_name, uint32_t request_ring_b
     return 0;
 }
 
-void link_close(struct link *link, bool parting)
+int link_renew(const struct link *old, const char *path, struct link *ret, char *detail)
 {
-    if (parting)
-        shutdown(link->socket, SHUT_RDWR);
+    struct link link = empty_link(old->socket);
+    struct infer_abi_welcome welcome;
+    int n_fds = 0;
+
+    memset(&welcome, 0, sizeof welcome);
+    ssize_t n = receive_welcome(old->socket, MSG_DONTWAIT, &welcome, link.fd, &n_fds);
+    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return 0;
+    int r = n <= 0 ? refuse(detail, INFER_E_DAEMON_LOST, path, "the daemon did not come back")
+                   : take_welcome(&link, &welcome, n, n_fds, path, detail);
+    if (r < 0) {
+        link_drop(&link);
+        return r;
+    }
+    *ret = link;
+    return 1;
+}
+
+void link_drop(struct link *link)
+{
     if (link->request_map != NULL)
         munmap(link->request_map, INFER_ABI_DATA_OFFSET + (size_t)link->request_bytes);
     if (link->token_map != NULL)
@@ -287,20 +317,36 @@ void link_close(struct link *link, bool parting)
     for (int i = 0; i < INFER_ABI_FDS; i++)
         if (link->fd[i] >= 0)
             close(link->fd[i]);
+    *link = empty_link(link->socket);
+}
+
+void link_close(struct link *link, bool parting)
+{
+    if (parting)
+        shutdown(link->socket, SHUT_RDWR);
+    link_drop(link);
     close(link->socket);
     memset(link, 0, sizeof *link);
 }
 
+/* The daemon alone holds the writing end of the bell, so it hangs up when the daemon dies, also
+ * where somebody keeps the daemon's end of the socket. */
 bool link_is_dead(const struct link *link)
 {
-    char byte;
-    ssize_t n;
+    struct pollfd p[2] = {{.fd = link->socket, .events = POLLIN}, {.fd = link->fd[3]}};
+    int r;
     if (infer_ring_load(&link->daemon->closed) != 0)
         return true;
     do
-        n = recv(link->socket, &byte, 1, MSG_DONTWAIT);
-    while (n < 0 && errno == EINTR);
-    return n == 0 || (n < 0 && errno != EAGAIN && errno != EWOULDBLOCK);
+        r = poll(p, 2, 0);
+    while (r < 0 && errno == EINTR);
+    return r > 0 && (p[0].revents != 0 || (p[1].revents & (POLLHUP | POLLERR)) != 0);
+}
+
+void link_await(const struct link *link, int timeout_ms)
+{
+    struct pollfd p = {.fd = link->socket, .events = POLLIN};
+    (void)poll(&p, 1, timeout_ms);
 }
 
 void link_ring_doorbell(const struct link *link)

@@ -1,8 +1,9 @@
 /* poll.c: infer_poll_fd(), one descriptor that speaks for a connection in a program's main loop.
  *
- * It is an epoll set of three: the bell, which the daemon rings while client.waiting is EVENTFD;
- * the socket, which becomes readable when the daemon dies; and the nudge, an eventfd of our own
- * for events that another thread or a one-shot call took out of the ring.
+ * It is an epoll set of three: the bell, which the daemon rings while client.waiting is EVENTFD,
+ * and which hangs up when the daemon dies; the socket, which becomes readable when it hangs up,
+ * too, or when the next daemon says welcome; and the nudge, an eventfd of our own for events that
+ * another thread or a one-shot call took out of the ring.
  *
  * Rule against lost wake-ups: whenever a call goes back to the main loop with nothing more to give
  * (infer_next() returned 0, DONE or an error; a request was submitted; a one-shot call ended), the
@@ -87,6 +88,14 @@ void poll_remove_link(struct infer_conn *c)
     (void)epoll_ctl(c->poll_fd, EPOLL_CTL_DEL, c->link.socket, NULL);
 }
 
+void poll_remove_bell(struct infer_conn *c)
+{
+    if (c->poll_fd < 0)
+        return;
+    c->poll_armed = c->poll_dirty = false;
+    (void)epoll_ctl(c->poll_fd, EPOLL_CTL_DEL, c->link.fd[3], NULL);
+}
+
 void poll_done(struct infer_conn *c)
 {
     if (c->poll_fd >= 0)
@@ -106,6 +115,11 @@ static int make_poll(struct infer_conn *c)
         epoll_ctl(c->poll_fd, EPOLL_CTL_ADD, c->nudge_fd, &nudge) < 0 || poll_add_link(c) < 0) {
         poll_done(c);
         return conn_fail(c, INFER_E_OUT_OF_MEMORY, "no descriptor for the epoll set");
+    }
+    if (c->lost != 0 && c->link.kept) { /* what is over would stay readable */
+        poll_remove_bell(c);
+        if (c->welcome_until_us == 0)
+            poll_remove_link(c);
     }
     return 0;
 }

@@ -208,7 +208,7 @@ int receive_event(struct infer_conn *c, uint32_t id, int timeout_ms, struct reco
         if (r != 0)
             return r;
         if (c->lost != 0) { /* it may have been lost just now: then requests have ended */
-            if (id == 0 && c->ready_first == NULL)
+            if (id == 0 && c->ready_first == NULL && !conn_look_for_welcome(c))
                 return -c->lost;
             continue;
         }
@@ -251,7 +251,7 @@ API int infer_next(struct infer_conn *conn, uint32_t id, int timeout_ms,
                 : receive_event(conn, id, timeout_ms, &conn->event, ret_event);
     if (e < 0)
         conn_fail(conn, -e, NULL);
-    if (e == 0)
+    if (e == 0 || (conn->lost != 0 && conn->link.kept)) /* a welcome will be heard of */
         poll_quiet(conn);
     if (e <= 0 || ret_event->kind == INFER_EVENT_DONE)
         poll_arm(conn);

@@ -24,8 +24,11 @@
  * connections share nothing.
  *
  * Lost daemon. When the daemon dies, every unfinished request ends with a DONE event whose error
- * is INFER_E_DAEMON_LOST, within 100 ms also for a sleeping infer_next(). The next infer_submit()
- * or one-shot call connects again, with the same struct infer_conn.
+ * is INFER_E_DAEMON_LOST, within 100 ms also for a sleeping infer_next(); when the daemon stops in
+ * order, what it could not finish ends with INFER_E_SHUTDOWN. The next infer_submit() or one-shot
+ * call connects again, with the same struct infer_conn and infer_poll_fd(). Where the service
+ * manager keeps the connection for the next daemon, such a call waits up to 30 s for that daemon to
+ * come, and infer_next() takes notice of it when it is there.
  *
  * Fork. A child may not use its parent's connection: its first call on it notices, forgets the
  * parent's requests and connects anew. The parent is not disturbed.

@@ -11,6 +11,9 @@
  * conversation is known by its id and the number of its turns; it ends after "lose", and has no
  * turn for "untold".
  *
+ * A daemon that `keeps` leaves its clients' sockets behind when it is killed, as a service manager
+ * would have them; fake_start() then welcomes those clients again.
+ *
  * Threads: its own; the knobs are atomics that the test sets. */
 #ifndef TESTS_UNIT_CLIENT_FAKE_DAEMON_H
 #define TESTS_UNIT_CLIENT_FAKE_DAEMON_H
@@ -22,6 +25,7 @@
 #include "proto/status_page.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -65,6 +69,11 @@ struct fake_session {
     struct fake_job jobs[FAKE_JOBS];
 };
 
+struct fake_kept {
+    int socket;
+    char memory[PEER_MEMORY_TEXT];
+};
+
 struct fake_daemon {
     char folder[32], path[64];
     int listener;
@@ -77,7 +86,10 @@ struct fake_daemon {
     struct status_page *status;
     atomic_bool no_pages; /* leave the status page as it is */
     struct fake_talk talks[FAKE_TALKS];
-    atomic_bool older;   /* know no conversations */
+    atomic_bool older; /* know no conversations */
+    bool keeps;        /* set before a client connects */
+    int n_kept;        /* sockets left behind */
+    struct fake_kept kept[FAKE_SESSIONS];
     uint64_t started_us; /* 0, but for who asks the status page when the daemon began */
 };
 
@@ -517,14 +529,49 @@ static inline void fake_accept(struct fake_daemon *d)
     for (int i = 0; i < FAKE_SESSIONS; i++)
         if (d->sessions[i].session == NULL)
             slot = &d->sessions[i];
-    if (n <= 0 || peer_identify(fd, &peer) < 0 ||
-        peer_handshake(fd, &peer, hello, (size_t)n, 1, slot == NULL ? INFER_E_SESSIONS_FULL : 0,
+    if (n <= 0 || peer_identify(fd, &peer) < 0) {
+        close(fd);
+        return;
+    }
+    peer.kept = d->keeps;
+    if (peer_handshake(fd, &peer, hello, (size_t)n, 1, slot == NULL ? INFER_E_SESSIONS_FULL : 0,
                        status_page_fd(d->status), &session) < 0) {
         close(fd);
         return;
     }
     slot->session = session;
     slot->socket = fd;
+}
+
+/* What the daemon before this one left behind. */
+static inline void fake_adopt(struct fake_daemon *d)
+{
+    for (int i = 0; i < d->n_kept; i++) {
+        struct peer peer;
+        struct peer_memory memory;
+        struct fake_session *f = &d->sessions[i];
+        if (!peer_memory_parse(d->kept[i].memory, &memory))
+            abort();
+        if (peer_identify(d->kept[i].socket, &peer) < 0 ||
+            peer_welcome_again(d->kept[i].socket, &peer, &memory, 100 + (uint32_t)i,
+                               status_page_fd(d->status), &f->session) < 0) {
+            close(d->kept[i].socket); /* the client is gone */
+            continue;
+        }
+        f->socket = d->kept[i].socket;
+    }
+    d->n_kept = 0;
+}
+
+/* Leaves its socket behind where that was agreed on. */
+static inline void fake_leave(struct fake_daemon *d, struct fake_session *f)
+{
+    if (session_peer(f->session)->kept) {
+        struct fake_kept *kept = &d->kept[d->n_kept++];
+        peer_memory_print(f->session, kept->memory);
+        kept->socket = fcntl(f->socket, F_DUPFD_CLOEXEC, 0);
+    }
+    fake_drop(f);
 }
 
 /* Sockets, and sleep when nothing is to be done. */
@@ -582,7 +629,7 @@ static inline void *fake_main(void *arg)
     close(d->listener); /* as a killed daemon: no session_close() */
     for (int i = 0; i < FAKE_SESSIONS; i++)
         if (d->sessions[i].session != NULL)
-            fake_drop(&d->sessions[i]);
+            fake_leave(d, &d->sessions[i]);
     status_page_free(d->status);
     return NULL;
 }
@@ -600,6 +647,7 @@ static inline void fake_start(struct fake_daemon *d)
     if (status_page_new(&d->status) < 0)
         abort();
     d->stop = false;
+    fake_adopt(d);
     if (pthread_create(&d->thread, NULL, fake_main, d) != 0)
         abort();
 }
@@ -627,6 +675,8 @@ static inline void fake_kill(struct fake_daemon *d)
 static inline void fake_free(struct fake_daemon *d)
 {
     fake_kill(d);
+    for (int i = 0; i < d->n_kept; i++)
+        close(d->kept[i].socket);
     unlink(d->path);
     rmdir(d->folder);
     free(d);

@@ -55,7 +55,7 @@ rooms := base io proto model kv sched engine
 room_objects = $(patsubst %.c,$(O)/%.o,$(wildcard daemon/$(1)/*.c))
 room_archive = $(B)/lib/$(1).a
 daemon_objects := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/*.c))
-daemon_libs := -luring -lhwloc -lpcre2-8 -lpthread -lm -ldl
+daemon_libs := -luring -lhwloc -lpcre2-8 -lsystemd -lpthread -lm -ldl
 room_archives := $(foreach r,engine sched kv model proto io base,$(call room_archive,$(r)))
 
 backends := $(patsubst kernels/%/,%,$(wildcard kernels/*/))
@@ -208,6 +208,8 @@ $(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call ro
 $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
 $(B)/tests/unit/daemon/test_config $(B)/tests/unit/daemon/test_config_file: $(config_objects)
+$(B)/tests/unit/daemon/test_selftest: $(O)/daemon/backend_load.o $(O)/daemon/memory.o | $(backend_libs)
+$(B)/tests/unit/daemon/test_notify: $(call room_archive,io)
 $(B)/tests/unit/daemon/test_%: $(O)/tests/unit/daemon/test_%.o $(O)/daemon/%.o $(call room_archive,base)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"

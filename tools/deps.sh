@@ -17,6 +17,7 @@ libc6-dev       the C library's headers
 liburing-dev    io_uring, the daemon's event loop
 libhwloc-dev    the machine's cores, for thread placement
 libpcre2-dev    the tokenizers' regular expressions
+libsystemd-dev  the service manager's sockets, the journal
 libedit-dev     line editing in inferctl chat
 libjansson-dev  JSON in inferctl
 LIST

@@ -10,6 +10,12 @@
 #include <unistd.h>
 
 static atomic_int level_max = LOG_LEVEL_INFO;
+static bool (*line_sink)(int level, const struct log_fields *fields, const char *text);
+
+void log_set_sink(bool (*sink)(int level, const struct log_fields *fields, const char *text))
+{
+    line_sink = sink;
+}
 
 void log_set_level(int level)
 {
@@ -35,20 +41,32 @@ static int put_prefix(char *line, size_t size, int level)
                     tm.tm_sec, now.tv_nsec / 1000000, names[level & 7]);
 }
 
+static void put_line(int level, const struct log_fields *fields, const char *format, va_list args)
+{
+    static const struct log_fields none;
+    char text[1900], line[2048];
+    if (level > log_level() || vsnprintf(text, sizeof text, format, args) < 0)
+        return;
+    if (line_sink != NULL && line_sink(level, fields != NULL ? fields : &none, text))
+        return;
+    int n = put_prefix(line, sizeof line, level);
+    n += snprintf(line + n, sizeof line - (size_t)n, "%s\n", text);
+    ssize_t written = write(STDERR_FILENO, line, (size_t)n);
+    (void)written; /* nowhere to say that the log is gone */
+}
+
 void log_line(int level, const char *format, ...)
 {
-    if (level > log_level())
-        return;
-    char line[2048];
-    int n = put_prefix(line, sizeof line, level);
     va_list args;
     va_start(args, format);
-    int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, args);
+    put_line(level, NULL, format, args);
     va_end(args);
-    size_t total = strnlen(line, sizeof line - 1);
-    if (m >= 0) {
-        line[total++] = '\n';
-        ssize_t written = write(STDERR_FILENO, line, total);
-        (void)written; /* nowhere to say that the log is gone */
-    }
+}
+
+void log_event(int level, const struct log_fields *fields, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    put_line(level, fields, format, args);
+    va_end(args);
 }

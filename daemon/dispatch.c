@@ -219,6 +219,9 @@ static bool take_messages(struct dispatch *d)
         case MESSAGE_SWAPPED:
             dispatch_swapped(d, m->saved);
             break;
+        case MESSAGE_DRAIN:
+            d->draining = true;
+            break;
         case MESSAGE_STOP:
             d->stopping = true;
             break;
@@ -367,8 +370,19 @@ static void pin_thread(int cpu)
     }
 }
 
+/* Refused or not, what a client has not read yet is not over. */
+static void tell_drained(struct dispatch *d)
+{
+    for (const struct client *client = d->clients; client != NULL; client = client->next)
+        if (!client->closed && client->jobs != NULL)
+            return;
+    loop_post(d->config.loop, d->drained, d->drained_ctx);
+    d->drained = NULL;
+}
+
 bool dispatch_turn(struct dispatch *d)
 {
+    atomic_fetch_add_explicit(&d->turns, 1, memory_order_relaxed);
     bool busy = take_messages(d);
     busy |= poll_clients(d);
     if (d->stalled != NULL)
@@ -384,6 +398,8 @@ bool dispatch_turn(struct dispatch *d)
         tick(d, now);
         publish(d); /* what it ended must be heard, also when nothing else happens */
     }
+    if (d->draining && d->drained != NULL)
+        tell_drained(d);
     return busy;
 }
 
@@ -530,6 +546,30 @@ int dispatch_start(struct dispatch *d)
         return -rc;
     }
     return 0;
+}
+
+int dispatch_drain(struct dispatch *d, void (*drained)(void *ctx), void *ctx)
+{
+    d->drained = drained; /* read after the message */
+    d->drained_ctx = ctx;
+    int rc = dispatch_send(&d->inbox, (struct message){.kind = MESSAGE_DRAIN});
+    dispatch_wake(d);
+    return rc;
+}
+
+struct dispatch_counts dispatch_take_counts(struct dispatch *d)
+{
+    atomic_store_explicit(&d->counts_told, false, memory_order_seq_cst);
+    uint64_t counts = atomic_load_explicit(&d->counts, memory_order_seq_cst);
+    return (struct dispatch_counts){(uint32_t)(counts >> 32), (uint32_t)counts};
+}
+
+bool dispatch_moves(const struct dispatch *d, uint64_t *seen)
+{
+    uint64_t turns = atomic_load_explicit(&d->turns, memory_order_relaxed);
+    bool moved = turns != *seen;
+    *seen = turns;
+    return moved || atomic_load_explicit(&d->asleep, memory_order_relaxed);
 }
 
 void dispatch_stop(struct dispatch *d)

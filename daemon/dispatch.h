@@ -46,6 +46,14 @@ struct dispatch_config {
     /* Called on the event thread, with a connection. */
     void (*on_close)(void *connection); /* we ended this session: hang up */
     void (*on_free)(void *connection);  /* the last use of its session is over */
+    /* Called on the event thread when the counts have changed; may be NULL. */
+    void (*on_counts)(void *ctx);
+    void *on_counts_ctx;
+};
+
+/* As of the last write of the status page. */
+struct dispatch_counts {
+    uint32_t n_running, n_waiting;
 };
 
 int dispatch_new(const struct dispatch_config *config, struct dispatch **ret);
@@ -59,6 +67,9 @@ int dispatch_start(struct dispatch *d);
 /* One turn of the engine thread's loop; true when there was something to do. For who drives the hub
  * from a thread and a clock of his own (the simulator) and never calls dispatch_start(). */
 bool dispatch_turn(struct dispatch *d);
+/* New requests are refused with SHUTDOWN, those that are there go on; drained() is called on the
+ * event thread when none is left. Once. */
+int dispatch_drain(struct dispatch *d, void (*drained)(void *ctx), void *ctx);
 /* Ends every request with SHUTDOWN, closes every session, joins the threads. */
 void dispatch_stop(struct dispatch *d);
 void dispatch_free(struct dispatch *d);
@@ -70,5 +81,11 @@ void dispatch_remove(struct dispatch *d, struct connection *c);
 
 /* A client rang its doorbell. Any thread. */
 void dispatch_wake(struct dispatch *d);
+
+/* Event thread. What runs and waits; the next change is told by on_counts again. */
+struct dispatch_counts dispatch_take_counts(struct dispatch *d);
+/* Any thread. Has the engine thread taken a turn since *seen, or does it sleep because there is
+ * nothing to do? *seen is brought up to date. */
+bool dispatch_moves(const struct dispatch *d, uint64_t *seen);
 
 #endif

@@ -49,7 +49,14 @@ struct client {
 };
 
 /* SWAPPED: to the preparing thread and back, like PREPARED. */
-enum message_kind { MESSAGE_ADD, MESSAGE_REMOVE, MESSAGE_PREPARED, MESSAGE_SWAPPED, MESSAGE_STOP };
+enum message_kind {
+    MESSAGE_ADD,
+    MESSAGE_REMOVE,
+    MESSAGE_PREPARED,
+    MESSAGE_SWAPPED,
+    MESSAGE_DRAIN,
+    MESSAGE_STOP
+};
 
 struct message {
     struct message *next;
@@ -102,13 +109,18 @@ struct dispatch {
     struct engine_work *work;
     uint64_t next_id;
     uint64_t held_bytes;
-    bool stopping;
+    bool stopping, draining;
+    void (*drained)(void *ctx); /* to be told; NULL: was told, or nobody asked */
+    void *drained_ctx;
 
     struct message_queue inbox, prepare;
     pthread_t engine_thread, prepare_thread;
     bool started;     /* its threads run */
     atomic_uint wake; /* futex: counts reasons to wake up */
     atomic_bool asleep;
+    atomic_uint_fast64_t turns;  /* of the engine thread: that it moves */
+    atomic_uint_fast64_t counts; /* running in the upper half, waiting in the lower */
+    atomic_bool counts_told;     /* on_counts is on its way */
 
     uint32_t n_sessions;
     uint64_t n_requests, n_failed, n_prompt_tokens, n_tokens, n_steps, start_us;

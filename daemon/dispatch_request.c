@@ -274,8 +274,10 @@ static void submit(struct dispatch *d, struct client *client, struct session_req
                "256 requests of this connection, or answers of them, are unfinished");
     } else if (!has_memory(d)) {
         refuse(d, job, INFER_E_QUEUE_FULL, "the daemon holds 256 MiB of requests already");
-    } else if (!answer_at_once(d, job)) {
-        if (choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
+    } else if (!answer_at_once(d, job)) { /* who looks or ends others may do so to the last */
+        if (d->draining)
+            refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping");
+        else if (choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
             refuse(d, job, job->report.code, NULL);
         else
             prepare(d, job);

@@ -183,6 +183,17 @@ static uint32_t fill_users(const struct dispatch *d, struct infer_page_user *ret
     return n;
 }
 
+static void tell_counts(struct dispatch *d)
+{
+    uint64_t counts = (uint64_t)d->page.status.n_running << 32 | d->page.status.n_waiting;
+    if (d->config.on_counts == NULL ||
+        atomic_load_explicit(&d->counts, memory_order_relaxed) == counts)
+        return;
+    atomic_store_explicit(&d->counts, counts, memory_order_seq_cst);
+    if (!atomic_exchange_explicit(&d->counts_told, true, memory_order_seq_cst))
+        loop_post(d->config.loop, d->config.on_counts, d->config.on_counts_ctx);
+}
+
 void dispatch_write_page(struct dispatch *d, uint64_t now_us)
 {
     struct infer_page *page = &d->page;
@@ -195,6 +206,7 @@ void dispatch_write_page(struct dispatch *d, uint64_t now_us)
     page->n_users = fill_users(d, page->users);
     d->page_stale = page->n_sequences > 0;
     status_page_write(d->config.page, page);
+    tell_counts(d);
 }
 
 /* A step that mixes prompt rows and decode rows is charged to both by their number. */

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "messages.h"
 
 #include <errno.h>
 
@@ -50,7 +51,8 @@ void dispatch_fail_all(struct dispatch *d, int code, const char *text)
 static void step_failed(struct dispatch *d, const struct engine_model *m, uint32_t n, int rc)
 {
     const char *why = m->api->last_error(m->backend);
-    log_error("%s: a step failed: %s", m->name, why);
+    struct log_fields fields = {.message_id = MESSAGE_STEP_FAILED, .model = m->name};
+    log_event(LOG_LEVEL_ERROR, &fields, "%s: a step failed: %s", m->name, why);
     if (rc == -ENODEV) {
         d->stopping = true;
         dispatch_fail_all(d, INFER_E_BACKEND_LOST, why);

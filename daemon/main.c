@@ -9,9 +9,13 @@
 #include "config.h"
 #include "dispatch.h"
 #include "inspect.h"
+#include "journal.h"
 #include "loader.h"
 #include "memory.h"
+#include "messages.h"
+#include "notify.h"
 #include "policy.h"
+#include "selftest.h"
 #include "server.h"
 #include "topology.h"
 
@@ -23,12 +27,17 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#define GIB(bytes) ((double)(bytes) / 1073741824.0)
+/* To end the rest after the drain: buffers, models, threads. */
+#define STOP_US 20000000u
+
 struct daemon {
     const struct config *config;
     struct topology topology;
     struct memory memory;
     struct infer_host host;
     struct loop *loop;
+    struct notify *notify;
     struct server *server;
     struct backend backend;
     struct engine_model models[INFER_MODELS_MAX];
@@ -36,6 +45,8 @@ struct daemon {
     struct dispatch *dispatch;
     struct status_page *page;
     struct policy policies[CONFIG_POLICIES_MAX];
+    uint64_t engine_turns; /* as the watchdog saw them last */
+    bool stopping;
 };
 
 static int exit_status(int code)
@@ -59,11 +70,81 @@ static int fail(const struct report *report)
 
 /* ---- start ----------------------------------------------------------------------------------- */
 
+/* What the service manager shows of a daemon that serves. */
+static void print_serving(struct daemon *d, char ret[NOTIFY_STATUS_MAX])
+{
+    struct dispatch_counts counts = dispatch_take_counts(d->dispatch);
+    char waiting[32] = "";
+    if (counts.n_waiting > 0)
+        snprintf(waiting, sizeof waiting, ", %u waiting", counts.n_waiting);
+    snprintf(ret, NOTIFY_STATUS_MAX, "%s %u model%s, %.1f of %.0f GiB, %u request%s running%s",
+             d->stopping ? "stopping;" : "serving", d->n_models, d->n_models == 1 ? "" : "s",
+             GIB(memory_total_bytes(&d->memory)), GIB(d->topology.memory_available),
+             counts.n_running, counts.n_running == 1 ? "" : "s", waiting);
+}
+
+static void show_serving(void *ctx)
+{
+    struct daemon *d = ctx;
+    char text[NOTIFY_STATUS_MAX];
+    print_serving(d, text);
+    notify_status(d->notify, text);
+}
+
+static void tell_ready(struct daemon *d)
+{
+    char text[NOTIFY_STATUS_MAX];
+    print_serving(d, text);
+    notify_ready(d->notify, text);
+}
+
+static bool engine_moves(void *ctx)
+{
+    struct daemon *d = ctx;
+    return dispatch_moves(d->dispatch, &d->engine_turns);
+}
+
+static void stop_now(void *ctx)
+{
+    struct daemon *d = ctx;
+    loop_stop(d->loop, EXIT_SUCCESS);
+}
+
+/* What runs may finish, for a while; a second signal ends it at once. */
+static void begin_stop(struct daemon *d)
+{
+    uint64_t drain_us = 1000000ull * d->config->drain_timeout_s;
+    d->stopping = true;
+    notify_stopping(d->notify, drain_us + STOP_US);
+    server_drain(d->server);
+    if (drain_us == 0 || loop_timer(d->loop, drain_us, 0, stop_now, d, NULL) < 0 ||
+        dispatch_drain(d->dispatch, stop_now, d) < 0)
+        stop_now(d);
+}
+
+/* The manager waits for READY after each reload. */
+static void reload(struct daemon *d)
+{
+    notify_reloading(d->notify);
+    log_info("asked to reload: what the configuration says takes effect at the next start");
+    tell_ready(d);
+}
+
 static void on_signal(void *ctx, int signo)
 {
     struct daemon *d = ctx;
-    log_info("%s: stopping", signo == SIGINT ? "interrupted" : "asked to stop");
-    loop_stop(d->loop, EXIT_SUCCESS);
+    if (signo == SIGHUP) {
+        if (!d->stopping)
+            reload(d);
+        return;
+    }
+    log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_STOPPING},
+              "%s: stopping%s", signo == SIGINT ? "interrupted" : "asked to stop",
+              d->stopping ? " at once" : "");
+    if (d->stopping)
+        stop_now(d);
+    else
+        begin_stop(d);
 }
 
 /* A session takes six descriptors. */
@@ -82,6 +163,7 @@ static int start_loop(struct daemon *d, struct report *report)
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
     sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGHUP);
     signal(SIGPIPE, SIG_IGN);
     raise_descriptor_limit();
     int rc = loop_new(d->config->event_loop, &d->loop);
@@ -118,22 +200,42 @@ static struct loader_options loader_options(const struct config *c, const struct
                                    .memory_available = t->memory_available};
 }
 
+struct loading {
+    struct daemon *daemon;
+    const char *name;
+};
+
+static void show_loading(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
+{
+    const struct loading *loading = ctx;
+    char text[NOTIFY_STATUS_MAX];
+    unsigned percent =
+        total_bytes > 0 ? (unsigned)(100.0 * (double)done_bytes / (double)total_bytes) : 0;
+    snprintf(text, sizeof text, "loading %s: %u %%", loading->name, percent);
+    notify_progress(loading->daemon->notify, text, done_bytes);
+}
+
 static int load_model(struct daemon *d, const struct config_model *from, struct report *report)
 {
     struct loader_options options = loader_options(d->config, &d->topology);
+    struct loading loading = {d, from->name};
     struct engine_model *m = &d->models[d->n_models];
     uint64_t start = clock_us(), taken = memory_total_bytes(&d->memory);
 
     /* What earlier models took may not be touched yet, so the system still calls it available. */
     options.memory_available -= taken < options.memory_available ? taken : options.memory_available;
+    options.progress = show_loading;
+    options.progress_ctx = &loading;
     int rc = loader_load(from->name, from->path, &d->backend, &options, m, report);
     if (rc < 0)
         return rc;
     d->n_models++;
-    log_info("%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, loaded in %.0f ms",
-             m->name, m->plan->description, (double)m->memory.weights_bytes / 1048576.0,
-             m->n_context, m->state.n_pages, (double)m->memory.page_bytes / 1024.0,
-             (double)(clock_us() - start) / 1000.0);
+    struct log_fields fields = {.message_id = MESSAGE_MODEL_LOADED, .model = m->name};
+    log_event(LOG_LEVEL_INFO, &fields,
+              "%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, loaded in %.0f ms",
+              m->name, m->plan->description, (double)m->memory.weights_bytes / 1048576.0,
+              m->n_context, m->state.n_pages, (double)m->memory.page_bytes / 1024.0,
+              (double)(clock_us() - start) / 1000.0);
     return 0;
 }
 
@@ -189,7 +291,9 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
                                      .on_close = server_on_close,
-                                     .on_free = server_on_free};
+                                     .on_free = server_on_free,
+                                     .on_counts = notify_is_on(d->notify) ? show_serving : NULL,
+                                     .on_counts_ctx = d};
     if (status_page_new(&d->page) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "the status page cannot be made");
     config.page = d->page;
@@ -199,7 +303,20 @@ static int start_serving(struct daemon *d, struct report *report)
         return -report->code;
     if (dispatch_start(d->dispatch) < 0 || server_start(d->server, d->dispatch, d->page) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "the daemon's threads cannot start");
+    if (notify_watch(d->notify, engine_moves, d) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no timer for the watchdog");
     return 0;
+}
+
+static int start_listening(struct daemon *d, struct report *report)
+{
+    struct activation activation;
+    int rc = activation_take(&activation, report);
+    if (rc < 0)
+        return rc;
+    rc = server_new(d->loop, d->config->socket, &activation, d->notify, &d->server, report);
+    activation_done(&activation);
+    return rc;
 }
 
 static int start(struct daemon *d, struct report *report)
@@ -207,12 +324,17 @@ static int start(struct daemon *d, struct report *report)
     int rc = parse_policies(d, report);
     if (rc == 0)
         rc = start_loop(d, report);
+    if (rc == 0 && (rc = notify_new(d->loop, &d->notify)) < 0)
+        rc = report_fail(report, INFER_E_SOCKET_PATH, "NOTIFY_SOCKET cannot be used: %s",
+                         strerror(-rc));
     if (rc == 0 && topology_discover(&d->topology, NULL) < 0)
         rc = report_fail(report, INFER_E_INTERNAL, "hwloc cannot read this machine's topology");
     if (rc == 0)
-        rc = server_new(d->loop, d->config->socket, &d->server, report);
+        rc = start_listening(d, report);
     if (rc == 0)
         rc = load_backend(d, report);
+    if (rc == 0)
+        rc = selftest_run(d->backend.api, d->backend.instance, report);
     if (rc < 0)
         return rc;
     for (uint32_t i = 0; i < d->config->n_models && rc == 0; i++)
@@ -244,6 +366,7 @@ static void stop(struct daemon *d)
         engine_model_done(&d->models[i]);
     if (d->backend.api != NULL)
         backend_unload(&d->backend);
+    notify_free(d->notify);
     if (d->loop != NULL)
         loop_free(d->loop);
 }
@@ -260,7 +383,10 @@ static int serve(const struct config *config)
     if (start(&d, &report) < 0) {
         status = fail(&report);
     } else {
-        log_info("ready at %s after %.0f ms", config->socket, (double)(clock_us() - began) / 1e3);
+        log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_READY},
+                  "ready at %s after %.0f ms", server_place(d.server),
+                  (double)(clock_us() - began) / 1e3);
+        tell_ready(&d);
         status = loop_run(d.loop);
     }
     stop(&d);
@@ -275,6 +401,7 @@ int main(int argc, char **argv)
     if (config_parse(argc, argv, &config, &report) < 0)
         return fail(&report);
     log_set_level(config.log_level);
+    journal_begin();
     switch (config.action) {
     case CONFIG_VERSION:
         puts("inferd " INFERD_VERSION);

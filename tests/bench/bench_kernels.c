@@ -3,8 +3,10 @@
  *
  *   bench_kernels [--backend build/inferd-backend-cpu.so] [--shape unix|1b|7m] [--type q4_0|...]
  *                 [--threads N] [--options isa=avx2] [--depth N] [--tokens N] [--repeats N]
- *                 [--cache f16|q8_0|q4_0]
+ *                 [--cache f16|q8_0|q4_0] [--sequences N]
  *
+ * With --sequences, steps of one row for each of N sequences, every one with an output, from
+ * position --depth on (64 if not given), as a daemon with N answers under way makes them.
  * Prints medians and the best tenth of the steps, and the bytes of weights that each decoded token
  * reads. Not a test: it asserts nothing. */
 #include "inferd/backend.h"
@@ -19,10 +21,11 @@
 
 #define LAYER_TENSORS 9u
 #define OUTER_TENSORS 3u
+#define SEQUENCES_MAX 256u
 
 struct bench {
     const char *path, *options;
-    uint32_t threads, depth, tokens, repeats, type, head_type, cache_type;
+    uint32_t threads, depth, tokens, repeats, type, head_type, cache_type, sequences;
     struct infer_shape shape;
     struct infer_tensor *tensors;
     struct infer_op *ops;
@@ -232,6 +235,44 @@ static double step(struct bench *b, uint32_t position, uint32_t n)
     return now() - start;
 }
 
+/* Pages of one of many sequences. */
+static uint32_t pages_each(const struct bench *b)
+{
+    return (b->depth + b->tokens) / 16 + 1;
+}
+
+/* A row at `position` for each of many sequences; a greedy output at every one. */
+static double step_many(struct bench *b, uint32_t position)
+{
+    static int32_t tokens[SEQUENCES_MAX];
+    static struct infer_batch_seq seqs[SEQUENCES_MAX];
+    static struct infer_batch_output outputs[SEQUENCES_MAX];
+    struct infer_sampling sampling;
+    infer_sampling_default(&sampling);
+    sampling.temperature = 0;
+    for (uint32_t i = 0; i < b->sequences; i++) {
+        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+        seqs[i] = (struct infer_batch_seq){.first_row = i,
+                                           .n_rows = 1,
+                                           .position = position,
+                                           .n_pages = position / 16 + 1,
+                                           .pages = b->pages + (size_t)pages_each(b) * i};
+        outputs[i] =
+            (struct infer_batch_output){.row = i, .sample = 1, .target = -1, .sampling = &sampling};
+    }
+    struct infer_batch batch = {.n_rows = b->sequences,
+                                .n_seqs = b->sequences,
+                                .n_outputs = b->sequences,
+                                .tokens = tokens,
+                                .seqs = seqs,
+                                .outputs = outputs};
+    double start = now();
+    int r = b->api->run(b->model, &batch);
+    if (r < 0)
+        fail("run", r);
+    return now() - start;
+}
+
 static int by_value(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -269,6 +310,21 @@ static void measure(struct bench *b)
     report("decode", decode, n, 1, (double)b->decode_bytes);
     free(prefill);
     free(decode);
+}
+
+static void measure_many(struct bench *b)
+{
+    double *seconds = calloc((size_t)b->repeats * b->tokens, sizeof *seconds);
+    char what[32];
+    uint32_t n = 0;
+    if (!seconds || !b->repeats || !b->tokens)
+        fail("nothing to measure", 0);
+    for (uint32_t i = 0; i < b->repeats; i++)
+        for (uint32_t t = 0; t < b->tokens; t++)
+            seconds[n++] = step_many(b, b->depth + t);
+    snprintf(what, sizeof what, "decode %u", b->sequences);
+    report(what, seconds, n, b->sequences, 0);
+    free(seconds);
 }
 
 static uint32_t type_named(const char *name)
@@ -329,11 +385,17 @@ static void take_arguments(struct bench *b, int argc, char **argv)
             b->depth = (uint32_t)atoi(value);
         else if (!strcmp(key, "--tokens"))
             b->tokens = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--sequences"))
+            b->sequences = (uint32_t)atoi(value);
         else if (!strcmp(key, "--repeats"))
             b->repeats = (uint32_t)atoi(value);
         else
             fail(key, 0);
     }
+    if (b->sequences > SEQUENCES_MAX)
+        fail("--sequences is too large", 0);
+    if (b->sequences && !b->depth)
+        b->depth = 64;
 }
 
 int main(int argc, char **argv)
@@ -371,8 +433,10 @@ int main(int argc, char **argv)
                                        .k_type = b.cache_type,
                                        .v_type = b.cache_type,
                                        .max_rows = 512,
-                                       .max_seqs = 8,
-                                       .max_outputs = 8};
+                                       .max_seqs = SEQUENCES_MAX,
+                                       .max_outputs = SEQUENCES_MAX};
+    if (b.sequences)
+        state.n_pages = pages_each(&b) * b.sequences;
     b.pages = calloc(state.n_pages, sizeof *b.pages);
     for (uint32_t i = 0; b.pages && i < state.n_pages; i++)
         b.pages[i] = state.n_pages - 1 - i;
@@ -390,8 +454,12 @@ int main(int argc, char **argv)
     printf("%s; %s, head %s: %.1f MB, laid out at %.2f GB/s\n", device.name, ref_type_name(b.type),
            ref_type_name(b.head_type), 1e-6 * (double)b.decode_bytes,
            1e-9 * (double)b.decode_bytes / (now() - start));
-    measure(&b);
-    measure_shift(&b);
+    if (b.sequences) {
+        measure_many(&b);
+    } else {
+        measure(&b);
+        measure_shift(&b);
+    }
     b.api->model_close(b.model);
     b.api->close(backend);
     return 0;

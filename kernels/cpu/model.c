@@ -358,7 +358,7 @@ static void place_scratch(struct infer_backend_model *m, struct layer_out *out)
     m->t = place(out, rows * m->t_stride, sizeof(float));
     size_t head_rows = m->head_rows > rows ? m->head_rows : rows;
     for (int i = 0; i < (int)CPU_PARTS; i++)
-        m->packed[i] = place(out, head_rows, m->packed_row[i]);
+        m->packed[i] = place(out, head_rows + 1, m->packed_row[i]); /* a tile may be filled up */
     m->cosine = place(out, rows * m->plan->rope.n_dims / 2, sizeof(float));
     m->sine = place(out, rows * m->plan->rope.n_dims / 2, sizeof(float));
     m->logits = place(out, m->head_rows * m->logits_stride, sizeof(float));

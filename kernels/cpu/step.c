@@ -67,6 +67,13 @@ static uint32_t tile_of(const struct cpu_isa *isa, uint32_t n, uint32_t *ret_log
     return 1u << log2;
 }
 
+/* The tile of a product: one that lacks a single row is filled with the row before it, for the
+ * pass over the weights that a second tile would take costs more than a row. */
+static uint32_t product_tile(const struct cpu_isa *isa, uint32_t n, uint32_t *ret_log2)
+{
+    return tile_of(isa, n == 3 || (n == 7 && isa->tile >= 8) ? n + 1 : n, ret_log2);
+}
+
 /* ---- packing --------------------------------------------------------------------------------- */
 
 struct source {
@@ -77,12 +84,13 @@ struct source {
     uint32_t cols, n;
 };
 
-/* Rows first .. first + T - 1, one tile. */
+/* Rows first .. first + T - 1, one tile; the last one stands for those beyond. */
 static void pack_tile(const struct at_work *w, const struct cpu_op *op, const struct source *s,
                       uint8_t *const packed[CPU_PARTS], uint32_t first, uint32_t T)
 {
     for (uint32_t t = 0; t < T; t++) {
-        const float *x = s->rows + s->stride * (s->index ? s->index[first + t] : first + t);
+        uint32_t i = min_u32(first + t, s->n - 1);
+        const float *x = s->rows + s->stride * (s->index ? s->index[i] : i);
         if (s->norm) {
             w->isa->norm(w->local->h, x, s->norm, s->cols, w->m->plan->shape.norm_eps);
             x = w->local->h;
@@ -108,7 +116,7 @@ static struct packed_rows pack(const struct at_work *w, const struct cpu_op *op,
     }
     if (self) {
         for (uint32_t first = 0; first < s->n;) {
-            uint32_t T = tile_of(w->isa, s->n - first, &log2);
+            uint32_t T = product_tile(w->isa, s->n - first, &log2);
             pack_tile(w, op, s, packed, first, T);
             first += T;
         }
@@ -121,7 +129,7 @@ static struct packed_rows pack(const struct at_work *w, const struct cpu_op *op,
             break;
         uint32_t end = min_u32(first + ROWS_PER_ITEM, s->n);
         while (first < end) {
-            uint32_t T = tile_of(w->isa, end - first, &log2);
+            uint32_t T = product_tile(w->isa, end - first, &log2);
             pack_tile(w, op, s, packed, first, T);
             first += T;
         }
@@ -168,14 +176,14 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
     const struct cpu_matrix *a = op->part[i];
     uint32_t log2;
 
-    tile_of(w->isa, end - begin, &log2);
+    product_tile(w->isa, end - begin, &log2);
     uint32_t groups = CALL_VALUES / CPU_GROUP >> log2;
     for (uint32_t g = first; g < last; g += groups) {
         uint32_t stop = min_u32(g + groups, last);
         uint32_t at = g * CPU_GROUP, n = min_u32(stop * CPU_GROUP, a->rows) - at;
         size_t stride = (size_t)(stop - g) * CPU_GROUP;
         for (uint32_t row = begin; row < end;) {
-            uint32_t T = tile_of(w->isa, end - row, &log2);
+            uint32_t T = product_tile(w->isa, end - row, &log2);
             float *to = target->to + target->stride * row + at;
             uint32_t p = op->packing[i];
             w->isa->matmul[a->format][log2](a, g, stop, x->at[p] + x->row[p] * row, buffer, stride);
@@ -186,8 +194,8 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
                                                  stride);
                 w->isa->gated(buffer, second, (uint32_t)stride * T, op->op->as.ffn.activation);
             }
-            finish(to, target->stride, buffer, stride, T, n, op->bias[i] ? op->bias[i] + at : NULL,
-                   target->scale, how == FINISH_ADD);
+            finish(to, target->stride, buffer, stride, min_u32(T, end - row), n,
+                   op->bias[i] ? op->bias[i] + at : NULL, target->scale, how == FINISH_ADD);
             row += T;
         }
     }
@@ -412,7 +420,7 @@ static void attend_pairs(const struct at_work *w, const struct infer_op *op,
                            .pages = seq->pages,
                            .head_dim = dim,
                            .dim_v = m->dim_v,
-                           .streams = m->single,
+                           .streams = seq->n_rows * per_kv <= CPU_ATTEND_ITEM,
                            .q = w->local->q,
                            .scores = w->local->scores,
                            .out = w->local->out};

@@ -27,7 +27,8 @@
 #define CPU_TILE        8u   /* rows of x that one kernel call takes, at most */
 #define CPU_RECORD      48u  /* bytes of one packed block of one row of x: 32 codes, 4 numbers */
 #define CPU_PAGE_TOKENS 16u
-#define CPU_PARTS       3u /* matrices of one operation */
+#define CPU_FETCH_AHEAD 8192u /* bytes of weights that are asked for before they are needed */
+#define CPU_PARTS       3u    /* matrices of one operation */
 
 /* How a matrix lies in memory; format.c has the picture of each. */
 enum cpu_format {
@@ -149,9 +150,11 @@ void cpu_query_pack(uint8_t *packed, uint32_t M, uint32_t m, const float *q, uin
 /* ---- one instruction set --------------------------------------------------------------------- */
 
 /* out[t * stride + 16 (g - first) + r] = sum over k of w[16 g + r][k] x[t][k], for the groups
- * first .. last - 1 and the T rows of one packed tile. out is aligned to 64 bytes. */
+ * first .. last - 1 and the T rows of one packed tile. out is aligned to 64 bytes. Weights are
+ * asked for ahead of their use up to the group `reach`: at least last, and last where others follow
+ * that are not from memory. */
 typedef void (*cpu_matmul)(const struct cpu_matrix *w, uint32_t first, uint32_t last,
-                           const uint8_t *x, float *out, size_t stride);
+                           uint32_t reach, const uint8_t *x, float *out, size_t stride);
 
 /* A tile of M (query, head) pairs of one sequence and one kv head; see attend.h. */
 struct cpu_attend {

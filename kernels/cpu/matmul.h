@@ -27,10 +27,10 @@
 
 /* Left to the processor's own prefetching, a single row reads 10 to 18 GB/s where a plain loop
  * reads 30: the strips' areas are short streams. So narrow tiles ask line by line for what they
- * will need a few strips later. Beyond the groups at hand nothing is asked for: it may be
- * another's. */
-#define PREFETCH_FAR  8192u /* to the second-level cache */
-#define PREFETCH_NEAR 1024u /* from there to the first */
+ * will need a few strips later, up to the group `reach`, where the worker's run of groups ends;
+ * beyond it is another's. */
+#define PREFETCH_FAR  CPU_FETCH_AHEAD /* to the second-level cache */
+#define PREFETCH_NEAR 1024u           /* from there to the first */
 
 SIMD_INLINE void unpack(uint32_t format, const struct cpu_matrix *w, const uint8_t *codes,
                         const uint8_t *high, vi q[8])
@@ -196,13 +196,12 @@ SIMD_INLINE void add_strip(uint32_t format, uint32_t T, const struct cpu_matrix 
 }
 
 SIMD_INLINE void product(uint32_t format, uint32_t T, const struct cpu_matrix *w, uint32_t first,
-                         uint32_t last, const uint8_t *x, float *out, size_t stride)
+                         uint32_t last, uint32_t reach, const uint8_t *x, float *out, size_t stride)
 {
     const uint32_t strip_bytes = cpu_strip_bytes(cpu_layout_of(format));
     const uint32_t n_strips = (w->n_blocks + 7) / 8;
-    const uint8_t *end = w->data + (size_t)last * w->group_bytes;
+    const uint8_t *end = w->data + (size_t)reach * w->group_bytes;
 
-    fetch(w->data + (size_t)first * w->group_bytes, PREFETCH_FAR, end);
     for (uint32_t g = first; g < last; g++) {
         const uint8_t *group = w->data + (size_t)g * w->group_bytes;
         for (uint32_t lane = 0; lane < CPU_GROUP; lane += SIMD_LANES) {
@@ -265,12 +264,12 @@ SIMD_INLINE void product_float(uint32_t format, uint32_t T, const struct cpu_mat
 
 #define ONE(format, T)                                                                             \
     static void format##_by_##T(const struct cpu_matrix *w, uint32_t first, uint32_t last,         \
-                                const uint8_t *x, float *out, size_t stride)                       \
+                                uint32_t reach, const uint8_t *x, float *out, size_t stride)       \
     {                                                                                              \
         if (format >= CPU_F16)                                                                     \
             product_float(format, T, w, first, last, x, out, stride);                              \
         else                                                                                       \
-            product(format, T, w, first, last, x, out, stride);                                    \
+            product(format, T, w, first, last, reach, x, out, stride);                             \
     }
 #if SIMD_TILE == 8
 #define FORMAT(format) ONE(format, 1) ONE(format, 2) ONE(format, 4) ONE(format, 8)

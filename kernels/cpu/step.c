@@ -34,6 +34,8 @@
 #define ROWS_PER_ITEM 8u
 /* Weight groups times rows of one kernel call: 2 KiB of results. */
 #define CALL_VALUES 512u
+/* Rows up to which the weights' way from memory counts beside the work on them. */
+#define STREAM_ROWS 64u
 /* Packed rows that are kept close (in the second-level cache) while all weights pass by. */
 #define BLOCK_BYTES (512u << 10)
 
@@ -167,6 +169,15 @@ static void finish(float *to, size_t stride, const float *from, size_t from_stri
     }
 }
 
+/* Asks for a run's first bytes: the rest is asked for by the kernels on their way. */
+static void fetch_start(const struct cpu_matrix *a, uint32_t first, uint32_t last)
+{
+    const uint8_t *from = a->data + a->group_bytes * first;
+    size_t bytes = a->group_bytes * (last - first);
+    for (size_t i = 0; i < bytes && i < CPU_FETCH_AHEAD; i += 64)
+        __builtin_prefetch(from + i, 0, 2);
+}
+
 /* Groups first .. last - 1 of part i (for FINISH_GATED of both parts) for rows begin .. end - 1. */
 static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i,
                     const struct packed_rows *x, const struct target *target, enum finish how,
@@ -178,6 +189,9 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
 
     product_tile(w->isa, end - begin, &log2);
     uint32_t groups = CALL_VALUES / CPU_GROUP >> log2;
+    fetch_start(a, first, last);
+    if (how == FINISH_GATED)
+        fetch_start(op->part[1], first, last);
     for (uint32_t g = first; g < last; g += groups) {
         uint32_t stop = min_u32(g + groups, last);
         uint32_t at = g * CPU_GROUP, n = min_u32(stop * CPU_GROUP, a->rows) - at;
@@ -185,13 +199,15 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
         for (uint32_t row = begin; row < end;) {
             uint32_t T = product_tile(w->isa, end - row, &log2);
             float *to = target->to + target->stride * row + at;
+            uint32_t reach = row == begin ? last : 0; /* the first tile brings the weights */
             uint32_t p = op->packing[i];
-            w->isa->matmul[a->format][log2](a, g, stop, x->at[p] + x->row[p] * row, buffer, stride);
+            w->isa->matmul[a->format][log2](a, g, stop, reach, x->at[p] + x->row[p] * row, buffer,
+                                            stride);
             if (how == FINISH_GATED) {
                 const struct cpu_matrix *up = op->part[1];
                 p = op->packing[1];
-                w->isa->matmul[up->format][log2](up, g, stop, x->at[p] + x->row[p] * row, second,
-                                                 stride);
+                w->isa->matmul[up->format][log2](up, g, stop, reach, x->at[p] + x->row[p] * row,
+                                                 second, stride);
                 w->isa->gated(buffer, second, (uint32_t)stride * T, op->op->as.ffn.activation);
             }
             finish(to, target->stride, buffer, stride, min_u32(T, end - row), n,
@@ -224,7 +240,7 @@ static void products(const struct at_work *w, const struct cpu_op *op, const str
     uint32_t n_parts = how == FINISH_GATED ? 1 : op->n_parts, total = 0, block = x->n;
     for (uint32_t i = 0; i < n_parts; i++)
         total += op->part[i]->n_groups;
-    bool few = x->n <= CPU_SELF_ROWS;
+    bool few = x->n <= STREAM_ROWS;
     uint32_t share = few ? total * 5 / 8 / w->n_workers : 0;
     uint32_t rest = total - share * w->n_workers;
     uint32_t piece = rest / (w->n_workers * (few ? 4 : 12)) + 1;

@@ -152,6 +152,24 @@ API int infer_status(struct infer_conn *conn, struct infer_status *ret_status)
     return r;
 }
 
+API int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_bytes)
+{
+    struct infer_request request;
+    struct ask ask = {.request = &request};
+    struct gathered g;
+    if (conn == NULL || ret_text == NULL || ret_bytes == NULL)
+        return -INFER_E_INVALID;
+    conn_check_fork(conn);
+    infer_request_default(&request);
+    request.op = INFER_ABI_METRICS;
+    int r = call(conn, &ask, INFER_ABI_BYTES, 0, &g);
+    if (r < 0)
+        return r;
+    *ret_text = (char *)g.data;
+    *ret_bytes = g.bytes;
+    return 0;
+}
+
 /* END and FORGET: an id goes there, nothing but success or an error comes back. */
 static int call_on(struct infer_conn *conn, uint32_t op, uint64_t target)
 {

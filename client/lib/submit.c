@@ -69,7 +69,8 @@ static int add_input(struct infer_conn *c, const struct infer_request *request,
     int given = (request->text != NULL) + (request->messages != NULL) + (request->tokens != NULL);
     int r = 0;
     if (submit->op == INFER_ABI_STATUS || submit->op == INFER_ABI_MODELS ||
-        submit->op == INFER_ABI_END || submit->op == INFER_ABI_FORGET) {
+        submit->op == INFER_ABI_END || submit->op == INFER_ABI_FORGET ||
+        submit->op == INFER_ABI_METRICS) {
         if (given != 0)
             return conn_fail(c, INFER_E_INVALID, "this operation takes no input");
         return 0;

@@ -28,8 +28,8 @@ struct admit_request {
     uint32_t flags;   /* conversation not 0: KEEP is among them */
     uint32_t n_top;
     char model[INFER_MODEL_NAME_MAX]; /* NUL-terminated; "": default */
-    uint32_t input;                 /* enum infer_abi_input; 0 for STATUS, MODELS, END and FORGET */
-    struct admit_bytes text;        /* TEXT */
+    uint32_t input;          /* enum infer_abi_input; 0 for what takes no input: STATUS, END, ... */
+    struct admit_bytes text; /* TEXT */
     struct admit_message *messages; /* MESSAGES; points into payload */
     uint32_t n_messages;
     const int32_t *tokens; /* TOKENS; aligned copy */

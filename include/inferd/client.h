@@ -240,10 +240,21 @@ struct infer_status {
     uint64_t n_steps;
     uint64_t n_preemptions;   /* since start: sequences that gave their pages to others */
     uint64_t n_conversations; /* kept now */
-    uint64_t reserved[6];
+    uint32_t n_preempted;     /* of n_waiting: those that ran before */
+    uint32_t reserved_32;
+    uint64_t request_bytes;      /* host memory of unfinished requests: payloads and results */
+    uint64_t conversation_bytes; /* host memory of conversations */
+    uint64_t swap_memory_bytes;  /* saved states of preempted sequences, in memory */
+    uint64_t swap_file_bytes;    /* and in the swap file */
+    uint64_t reserved[1];
 };
 
 int infer_status(struct infer_conn *conn, struct infer_status *ret_status);
+
+/* The daemon's counters, gauges and histograms as OpenMetrics text 1.0.0, NUL-terminated. Counts by
+ * user are in it for root and the daemon's own user; others get the sums and their own.
+ * UNSUPPORTED from an older daemon. */
+int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_bytes);
 
 /* Ends the request with this daemon-wide id (infer_event.id, infer_page), of any connection: one's
  * own, or anybody's for root and the user the daemon runs as. Uniformly NOT_FOUND otherwise. */

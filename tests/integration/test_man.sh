@@ -51,7 +51,7 @@ done
 verdict "libinferclient.3 declares every function of client.h" "$missing"
 
 missing=
-names=$(grep -oE '\bINFER_ABI_(SUBMIT|DATA|CANCEL|GENERATE|SCORE|TOKENIZE|DETOKENIZE|STATUS|MODELS|END|FORGET|EV_[A-Z]+|AWAKE|FUTEX|EVENTFD) =' \
+names=$(grep -oE '\bINFER_ABI_(SUBMIT|DATA|CANCEL|GENERATE|SCORE|TOKENIZE|DETOKENIZE|STATUS|MODELS|END|FORGET|METRICS|EV_[A-Z]+|AWAKE|FUTEX|EVENTFD) =' \
     "$root/include/inferd/abi.h" | tr -d ' =' | sort -u)
 for name in $names; do
     grep -q "^\.It Dv $name\b" "$root/man/inferd-protocol.7" || missing+=" $name"

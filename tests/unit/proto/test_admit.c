@@ -335,7 +335,8 @@ static void test_third_form_is_for_generate(void **state)
                {INFER_ABI_STATUS, 0, false},
                {INFER_ABI_MODELS, 0, false},
                {INFER_ABI_END, 0, false},
-               {INFER_ABI_FORGET, 0, false}};
+               {INFER_ABI_FORGET, 0, false},
+               {INFER_ABI_METRICS, 0, false}};
     for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
         uint32_t bytes = ops[i].input != 0 ? 4 : 0;
         char sentence[128];

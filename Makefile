@@ -206,6 +206,7 @@ $(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call ro
 	$(Q)$(CC) $(ldflags) -o $@ $^ -lcmocka -lpthread
 # The daemon's own files stand alone: each is tested with base and what it names here.
 $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
+$(B)/tests/unit/daemon/test_metrics: $(O)/daemon/metrics_text.o $(O)/tests/support/openmetrics.o
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
 $(B)/tests/unit/daemon/test_config $(B)/tests/unit/daemon/test_config_file: $(config_objects)
 $(B)/tests/unit/daemon/test_selftest: $(O)/daemon/backend_load.o $(O)/daemon/memory.o | $(backend_libs)
@@ -234,7 +235,7 @@ $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(
 # The simulator is a hub of its own: the hub's files and its rooms (but io), the null backend, and
 # the linker between the hub and what it calls.
 sim_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c)) $(O)/tests/support/gguf_write.o
-sim_daemon := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/dispatch*.c daemon/job.c daemon/conversations.c daemon/swap.c))
+sim_daemon := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/dispatch*.c daemon/job.c daemon/conversations.c daemon/swap.c daemon/metrics*.c))
 sim_wraps := malloc calloc realloc aligned_alloc free sched_add sched_remove sched_plan session_put_done
 $(B)/tests/sim/sim: $(sim_objects) $(sim_daemon) $(O)/kernels/null/null.o $(O)/kernels/ref/options.o $(filter-out %/io.a,$(room_archives))
 	@mkdir -p $(@D)

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- messages -------------------------------------------------------------------------------- */
@@ -160,11 +161,13 @@ static void add_client(struct dispatch *d, struct message *m)
     }
     client->session = m->session;
     client->connection = m->connection;
+    client->metrics_user = METRICS_USER_NONE;
     client->next = d->clients;
     if (client->next != NULL)
         client->next->previous = client;
     d->clients = client;
     d->n_sessions++;
+    d->metrics.connections++;
 }
 
 static void remove_client(struct dispatch *d, struct connection *c)
@@ -490,6 +493,8 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     d->config = *config;
     fill_defaults(&d->config);
     d->start_us = clock_us();
+    d->metrics.start_s = (double)time(NULL);
+    d->metrics.n_starts = config->n_starts;
     queue_init(&d->inbox);
     queue_init(&d->prepare);
     d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);

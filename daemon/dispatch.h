@@ -21,6 +21,7 @@
 
 struct dispatch;
 struct connection; /* server.c's */
+struct metrics_loads;
 
 struct dispatch_config {
     struct engine_model *models;
@@ -42,7 +43,9 @@ struct dispatch_config {
     uint32_t spin_us; /* how long the engine thread polls before it sleeps */
     int cpu;          /* where the engine thread runs, beside the backend's workers; -1: anywhere */
     struct loop *loop;
-    struct status_page *page; /* written ten times a second while anything runs */
+    struct status_page *page;    /* written ten times a second while anything runs */
+    struct metrics_loads *loads; /* what loading counted, for METRICS; may be NULL */
+    uint64_t n_starts;           /* likewise: of metrics_count_start(); 0: not known */
     /* Called on the event thread, with a connection. */
     void (*on_close)(void *connection); /* we ended this session: hang up */
     void (*on_free)(void *connection);  /* the last use of its session is over */

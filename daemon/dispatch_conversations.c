@@ -63,6 +63,7 @@ static int begin_conversation(struct dispatch *d, struct job *job, uint32_t uid)
                            "requests have all the conversations that this user, or the daemon, may "
                            "keep; wait for one to end");
     job->conversation->model = job->model_index;
+    d->metrics.conversations_begun++;
     return 0;
 }
 
@@ -99,6 +100,7 @@ int dispatch_take_conversation(struct dispatch *d, struct job *job)
     uint32_t n_pages = engine_past_pages(job->past);
     *idle_pages(d, job->past) -= n_pages;
     job->continues = true;
+    d->metrics.conversations_continued++;
     job->id = job->conversation->id;
     rc = check_model(d, job);
     if (rc == 0)

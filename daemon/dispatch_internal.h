@@ -6,13 +6,15 @@
  *   dispatch_step.c           the step, and what comes out of it
  *   dispatch_pressure.c       who gives up his pages, where they go, how they come back
  *   dispatch_conversations.c  what an answer leaves behind
- *   dispatch_status.c         what status, models and the status page say */
+ *   dispatch_status.c         what status, models and the status page say
+ *   dispatch_metrics.c        what is counted and where; what METRICS copies */
 #ifndef INFERD_DISPATCH_INTERNAL_H
 #define INFERD_DISPATCH_INTERNAL_H
 
 #include "conversations.h"
 #include "dispatch.h"
 #include "job.h"
+#include "metrics.h"
 #include "sched/sched.h"
 #include "swap.h"
 
@@ -44,8 +46,9 @@ struct client {
     struct connection *connection;
     struct job *jobs;
     uint32_t n_jobs;
-    bool closed;  /* we gave up on it: no more reading or writing */
-    bool hung_up; /* and told the event thread */
+    uint32_t metrics_user; /* entry of struct metrics; NONE before its first request for tokens */
+    bool closed;           /* we gave up on it: no more reading or writing */
+    bool hung_up;          /* and told the event thread */
 };
 
 /* SWAPPED: to the preparing thread and back, like PREPARED. */
@@ -129,6 +132,7 @@ struct dispatch {
     uint64_t tick_us;                        /* when the next tick is due */
     bool page_stale;                         /* something ran since the status page was written */
     struct infer_page page;
+    struct metrics metrics;
 };
 
 /* dispatch.c */
@@ -194,7 +198,18 @@ bool dispatch_give_past_pages(struct dispatch *d, uint32_t model);
 /* The idle conversation that was used longest ago of those in the store goes. False: none is. */
 bool dispatch_forget_stored(struct dispatch *d);
 
+/* dispatch_metrics.c */
+int dispatch_metrics(struct dispatch *d, struct job *job);
+void dispatch_count_asked(struct dispatch *d, struct job *job);
+void dispatch_count_refused(struct dispatch *d, const struct job *job, enum metrics_limit limit);
+void dispatch_count_started(struct dispatch *d, const struct job *job);
+void dispatch_count_token(struct dispatch *d, const struct job *job, uint64_t now_us);
+void dispatch_count_ended(struct dispatch *d, const struct job *job);
+void dispatch_count_dropped(struct dispatch *d, const struct job *job);
+
 /* dispatch_status.c */
+void dispatch_describe_model(const struct engine_model *m, struct infer_model *ret);
+void dispatch_fill_status(const struct dispatch *d, struct infer_status *ret);
 int dispatch_models(const struct dispatch *d, struct job *job);
 int dispatch_status(struct dispatch *d, struct job *job);
 void dispatch_read_memory(struct dispatch *d);

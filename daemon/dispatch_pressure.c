@@ -70,8 +70,13 @@ static void transfer(struct dispatch *d, struct swap_state *saved)
 void dispatch_swapped(struct dispatch *d, struct swap_state *saved)
 {
     struct job *job = swap_owner(saved);
+    bool going = swap_place(saved) == SWAP_GOING;
+    size_t bytes = swap_bytes(saved);
     int error;
-    if (!swap_end(d->swap, saved, &error))
+    bool lives = swap_end(d->swap, saved, &error);
+    if (error == 0)
+        *(going ? &d->metrics.written_bytes : &d->metrics.read_back_bytes) += bytes;
+    if (!lives)
         return;
     if (error < 0)
         log_warning("the swap file: %s; %s", strerror(-error),
@@ -136,6 +141,7 @@ static bool save(struct dispatch *d, struct job *job)
         return false;
     }
     measured_copy(d, bytes, from);
+    d->metrics.saved_bytes += bytes;
     swap_set_owner(job->saved, job);
     if (swap_start(d->swap, job->saved))
         transfer(d, job->saved);
@@ -287,6 +293,7 @@ static bool restore(struct dispatch *d, struct job *job)
         compute_again(d, job);
     } else {
         measured_copy(d, bytes, from);
+        d->metrics.restored_bytes += bytes;
         dispatch_forget_saved(d, job);
         job->preempted = false;
     }

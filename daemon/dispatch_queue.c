@@ -180,6 +180,12 @@ static void refuse(struct dispatch *d, struct job *job, int rc, enum sched_limit
     char text[INFER_DETAIL_MAX];
     int code = INFER_E_QUEUE_FULL;
 
+    dispatch_count_refused(d, job,
+                           rc == -E2BIG                   ? METRICS_LIMIT_PAGES
+                           : rc != -EDQUOT                ? METRICS_LIMIT_SEQUENCES
+                           : limit == SCHED_LIMIT_TOKENS  ? METRICS_LIMIT_TOKENS
+                           : limit == SCHED_LIMIT_WAITING ? METRICS_LIMIT_WAITING
+                                                          : METRICS_LIMIT_USERS);
     if (rc == -E2BIG) {
         code = INFER_E_NO_MEMORY;
         snprintf(

@@ -20,6 +20,7 @@ void dispatch_hold_bytes(struct dispatch *d, struct job *job)
 {
     uint64_t now = job->ask.payload != NULL ? job->payload_bytes : 0;
     now += job->result != NULL ? job->result_bytes : 0;
+    now += job->snapshot != NULL ? sizeof *job->snapshot : 0;
     d->held_bytes += now - job->held_bytes;
     job->held_bytes = now;
 }
@@ -51,6 +52,7 @@ static void unlink_job(struct job *job)
  * the preparing thread gives it back. */
 void dispatch_drop(struct dispatch *d, struct job *job)
 {
+    dispatch_count_dropped(d, job);
     dispatch_leave_queue(d, job);
     if (job->stalled)
         dispatch_clear_stalled(d, job);
@@ -70,6 +72,7 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
     d->n_failed += code != 0 && job->answer == 0;
     dispatch_leave_queue(d, job);
     job_finish(job, finish, code, text);
+    dispatch_count_ended(d, job);
     if (job->answers != NULL && !job->answers->prompt_ran)
         dispatch_finish_others(d, job, finish, code, text);
     dispatch_put_conversation(d, job);
@@ -127,7 +130,8 @@ void dispatch_prepared(struct dispatch *d, struct job *job)
 static void prepare(struct dispatch *d, struct job *job)
 {
     job->phase = JOB_PREPARING;
-    if (d->started && job->payload_bytes > DISPATCH_INLINE_BYTES_MAX &&
+    bool is_long = job->payload_bytes > DISPATCH_INLINE_BYTES_MAX || job->snapshot != NULL;
+    if (d->started && is_long &&
         dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_PREPARED, .job = job}) == 0)
         return;
     job_prepare(job);
@@ -189,6 +193,13 @@ static int answer_at_once(struct dispatch *d, struct job *job)
     case INFER_ABI_MODELS:
         rc = dispatch_models(d, job);
         break;
+    case INFER_ABI_METRICS:
+        rc = dispatch_metrics(d, job);
+        if (rc < 0)
+            break;
+        dispatch_hold_bytes(d, job);
+        prepare(d, job);
+        return 1;
     case INFER_ABI_END:
         job->phase = JOB_DRAINING;
         end_request(d, job);
@@ -204,8 +215,12 @@ static int answer_at_once(struct dispatch *d, struct job *job)
     return 1;
 }
 
-static void refuse(struct dispatch *d, struct job *job, int code, const char *text)
+/* limit: METRICS_LIMITS when it was none. */
+static void refuse(struct dispatch *d, struct job *job, int code, const char *text,
+                   enum metrics_limit limit)
 {
+    if (limit != METRICS_LIMITS)
+        dispatch_count_refused(d, job, limit);
     job->phase = JOB_DRAINING;
     dispatch_finish(d, job, INFER_FINISH_ERROR, code, text);
 }
@@ -241,6 +256,7 @@ static struct job *new_job(struct dispatch *d, struct client *client, struct ses
     dispatch_link(client, job);
     dispatch_hold_bytes(d, job);
     d->n_requests++;
+    dispatch_count_asked(d, job);
     return job;
 }
 
@@ -266,19 +282,21 @@ static void submit(struct dispatch *d, struct client *client, struct session_req
         client->closed = true;
         session_close(client->session, INFER_E_OUT_OF_MEMORY);
     } else if (job->report.code != 0) {
-        refuse(d, job, job->report.code, NULL);
+        refuse(d, job, job->report.code, NULL, METRICS_LIMITS);
     } else if (d->stopping) {
-        refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping");
+        refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping", METRICS_LIMITS);
     } else if (n_before + answers_of(job) > INFER_SESSION_REQUESTS_MAX) {
         refuse(d, job, INFER_E_QUEUE_FULL,
-               "256 requests of this connection, or answers of them, are unfinished");
+               "256 requests of this connection, or answers of them, are unfinished",
+               METRICS_LIMIT_CONNECTION);
     } else if (!has_memory(d)) {
-        refuse(d, job, INFER_E_QUEUE_FULL, "the daemon holds 256 MiB of requests already");
+        refuse(d, job, INFER_E_QUEUE_FULL, "the daemon holds 256 MiB of requests already",
+               METRICS_LIMIT_MEMORY);
     } else if (!answer_at_once(d, job)) { /* who looks or ends others may do so to the last */
         if (d->draining)
-            refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping");
+            refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping", METRICS_LIMITS);
         else if (choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
-            refuse(d, job, job->report.code, NULL);
+            refuse(d, job, job->report.code, NULL, METRICS_LIMITS);
         else
             prepare(d, job);
     }

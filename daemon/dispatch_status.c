@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void describe_model(const struct engine_model *m, struct infer_model *ret)
+void dispatch_describe_model(const struct engine_model *m, struct infer_model *ret)
 {
     const struct infer_shape *shape = &m->plan->backend.shape;
 
@@ -40,23 +40,11 @@ int dispatch_models(const struct dispatch *d, struct job *job)
     if (models == NULL)
         return -INFER_E_OUT_OF_MEMORY;
     for (uint32_t i = 0; i < d->config.n_models; i++)
-        describe_model(&d->config.models[i], &models[i]);
+        dispatch_describe_model(&d->config.models[i], &models[i]);
     job->result_what = INFER_ABI_MODEL_RECORD;
     job->result = (uint8_t *)models;
     job->result_bytes = d->config.n_models * sizeof *models;
     return 0;
-}
-
-static uint64_t resident_bytes(void)
-{
-    unsigned long long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-    if (f == NULL)
-        return 0;
-    if (fscanf(f, "%*s %llu", &pages) != 1)
-        pages = 0;
-    fclose(f);
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
 /* Reads files of /proc: for answers to a person and for an engine that goes to sleep, not for the
@@ -66,7 +54,7 @@ void dispatch_read_memory(struct dispatch *d)
     struct topology limits = {0};
     topology_limits("", &limits);
     d->memory_available = limits.memory_available;
-    d->memory_bytes = resident_bytes();
+    d->memory_bytes = metrics_resident_bytes();
 }
 
 static void fill_speeds(const struct dispatch *d, struct infer_status *s)
@@ -89,7 +77,7 @@ static void fill_speeds(const struct dispatch *d, struct infer_status *s)
         s->tokens_per_s = 1e6 * (double)sum.tokens / (double)sum.tokens_us;
 }
 
-static void fill_status(const struct dispatch *d, struct infer_status *s)
+void dispatch_fill_status(const struct dispatch *d, struct infer_status *s)
 {
     memset(s, 0, sizeof *s);
     struct sched_counts counts = sched_count(d->sched);
@@ -117,6 +105,11 @@ static void fill_status(const struct dispatch *d, struct infer_status *s)
     s->n_steps = d->n_steps;
     s->n_preemptions = counts.n_preemptions;
     s->n_conversations = conversations_count(d->conversations);
+    s->n_preempted = counts.n_preempted;
+    s->request_bytes = d->held_bytes;
+    s->conversation_bytes = conversations_bytes(d->conversations);
+    s->swap_memory_bytes = swap_memory_bytes(d->swap);
+    s->swap_file_bytes = swap_file_bytes(d->swap);
     fill_speeds(d, s);
 }
 
@@ -126,7 +119,7 @@ int dispatch_status(struct dispatch *d, struct job *job)
     if (s == NULL)
         return -INFER_E_OUT_OF_MEMORY;
     dispatch_read_memory(d);
-    fill_status(d, s);
+    dispatch_fill_status(d, s);
     job->result_what = INFER_ABI_STATUS_RECORD;
     job->result = (uint8_t *)s;
     job->result_bytes = sizeof *s;
@@ -197,7 +190,7 @@ static void tell_counts(struct dispatch *d)
 void dispatch_write_page(struct dispatch *d, uint64_t now_us)
 {
     struct infer_page *page = &d->page;
-    fill_status(d, &page->status);
+    dispatch_fill_status(d, &page->status);
     page->written_us = now_us;
     page->n_sequences = 0;
     for (uint32_t slot = 0; slot < INFER_SEQUENCES_MAX; slot++)
@@ -234,6 +227,12 @@ void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_
     x->tokens_us += took * drawn / (prompt + drawn);
     d->n_prompt_tokens += prompt;
     d->n_steps++;
+    d->metrics.prompt_rows += prompt;
+    d->metrics.decode_rows += drawn;
+    metrics_add(&d->metrics.steps[drawn == 0    ? METRICS_PREFILL
+                                  : prompt == 0 ? METRICS_DECODE
+                                                : METRICS_MIXED],
+                took);
     d->page_stale = true;
     sched_measured(d->sched, model, (uint32_t)prompt, (uint32_t)drawn, took);
 }

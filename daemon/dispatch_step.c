@@ -27,6 +27,7 @@ static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uin
     if (s->output.has_token) {
         job->token_due = true;
         job->text_sent = 0;
+        dispatch_count_token(d, job, now_us);
         job->last_token_us = now_us;
         if (job->first_token_us == 0)
             job->first_token_us = now_us;
@@ -88,6 +89,7 @@ static void begin(struct dispatch *d, struct job *job, uint64_t now_us)
     dispatch_lend_pages(d, job, 0);
     job->started_us = now_us;
     job->n_found = (uint32_t)job->sequence->n_found;
+    dispatch_count_started(d, job);
     if (found > 0)
         sched_found(d->sched, job->slot, found);
 }

@@ -2,6 +2,7 @@
 #include "job.h"
 
 #include "inferd/client.h"
+#include "metrics.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -29,6 +30,7 @@ void job_free(struct job *job)
     engine_sequence_free(job->sequence);
     token_list_free(&job->tokens);
     admit_done(&job->ask);
+    free(job->snapshot);
     free(job->result);
     free(job);
 }
@@ -170,9 +172,32 @@ static int detokenize(struct job *job)
     return 0;
 }
 
+static int tell_metrics(struct job *job)
+{
+    job->result = (uint8_t *)metrics_render(job->snapshot, &job->result_bytes);
+    free(job->snapshot);
+    job->snapshot = NULL;
+    if (job->result == NULL)
+        return report_fail(&job->report, INFER_E_OUT_OF_MEMORY, "no memory for the metrics");
+    job->result_what = INFER_ABI_BYTES;
+    return 0;
+}
+
+static int prepare_op(struct job *job)
+{
+    switch (job->ask.op) {
+    case INFER_ABI_DETOKENIZE:
+        return detokenize(job);
+    case INFER_ABI_METRICS:
+        return tell_metrics(job);
+    default:
+        return prepare_input(job);
+    }
+}
+
 void job_prepare(struct job *job)
 {
-    int rc = job->ask.op == INFER_ABI_DETOKENIZE ? detokenize(job) : prepare_input(job);
+    int rc = prepare_op(job);
     if (rc < 0 && job->report.code == 0) {
         if (rc == -ENOMEM)
             report_fail(&job->report, INFER_E_OUT_OF_MEMORY, "no memory for the request's tokens");

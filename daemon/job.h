@@ -30,6 +30,7 @@ enum job_hold { JOB_HOLD_NONE, JOB_HOLD_PROMPT, JOB_HOLD_LIMIT };
 
 struct client; /* dispatch.c's */
 struct conversation;
+struct metrics_snapshot;
 struct swap_state;
 
 /* What the answers of one request share; freed with the last of their jobs. */
@@ -55,7 +56,7 @@ struct job {
     uint64_t payload_bytes; /* as the client sent it */
     uint64_t held_bytes;    /* of payload and result, for the daemon's account */
     struct admit_request ask;
-    struct engine_model *model; /* NULL for STATUS and MODELS */
+    struct engine_model *model; /* NULL for STATUS, MODELS, METRICS */
     uint32_t model_index;
     uint32_t priority;
     uint64_t deadline_us; /* absolute; 0: none */
@@ -67,6 +68,8 @@ struct job {
     const struct engine_past *past;    /* of it, until the sequence takes it over */
     bool continues;                    /* it had a past */
     uint32_t n_lent;                   /* pages of that past, until it runs or gives them away */
+
+    struct metrics_snapshot *snapshot; /* METRICS, until it has become the result */
 
     struct token_list tokens; /* of the prompt, or of what is new in it, once prepared */
     struct report report;     /* why it failed; code 0: it did not */
@@ -96,7 +99,8 @@ struct job {
 struct job *job_new(struct admit_request *ask);
 void job_free(struct job *job);
 
-/* Turns the input into tokens, or for TOKENIZE and DETOKENIZE into the result. Frees the payload.
+/* Turns the input into tokens, or for TOKENIZE, DETOKENIZE and METRICS into the result. Frees the
+ * payload.
  * A failure stands in job->report. Touches nothing but the job, its past and immutable parts of its
  * model. */
 void job_prepare(struct job *job);

@@ -7,6 +7,7 @@
 #include "loader.h"
 
 #include "base/log.h"
+#include "metrics.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -204,6 +205,17 @@ static void log_stats(const char *name, const struct stream_stats *s)
               (unsigned long long)s->n_retries, (double)s->wait_us / 1e3, (double)s->sink_us / 1e3);
 }
 
+static void count_stats(struct metrics_loads *to, const struct stream_stats *s)
+{
+    if (to == NULL)
+        return;
+    atomic_fetch_add_explicit(&to->direct_bytes, s->direct_bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&to->buffered_bytes, s->buffered_bytes, memory_order_relaxed);
+    atomic_fetch_add_explicit(&to->n_reads, s->n_reads, memory_order_relaxed);
+    atomic_fetch_add_explicit(&to->n_retries, s->n_retries, memory_order_relaxed);
+    atomic_fetch_add_explicit(&to->took_us, s->took_us, memory_order_relaxed);
+}
+
 static int stream_weights(const struct gguf *g, struct engine_model *m,
                           const struct backend *backend, const struct loader_options *options,
                           struct report *report)
@@ -222,6 +234,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
         list_extents(g, m->plan, places, extents);
         rc = stream_read(extents, n, &sink, &options->stream, &stats, &read_report);
         log_stats(m->name, &stats);
+        count_stats(options->loads, &stats);
     }
     free(extents);
     free(places);

@@ -10,6 +10,8 @@
 #include "engine/engine.h"
 #include "io/stream.h"
 
+struct metrics_loads;
+
 struct loader_options {
     uint32_t n_context;      /* longest sequence; 0: the model's own, or what memory holds */
     uint32_t parallel;       /* sequences that should run at once */
@@ -19,6 +21,7 @@ struct loader_options {
     struct stream_options stream; /* how the file is read; zeros: the defaults */
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
     void *progress_ctx;
+    struct metrics_loads *loads; /* what it reads is counted there; may be NULL */
 };
 
 /* Fills *ret, which may not move afterwards; the caller ends it with engine_model_done(). On

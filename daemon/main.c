@@ -13,6 +13,7 @@
 #include "loader.h"
 #include "memory.h"
 #include "messages.h"
+#include "metrics.h"
 #include "notify.h"
 #include "policy.h"
 #include "selftest.h"
@@ -47,6 +48,7 @@ struct daemon {
     struct policy policies[CONFIG_POLICIES_MAX];
     uint64_t engine_turns; /* as the watchdog saw them last */
     bool stopping;
+    struct metrics_loads loads;
 };
 
 static int exit_status(int code)
@@ -220,6 +222,7 @@ static int load_model(struct daemon *d, const struct config_model *from, struct 
     struct loader_options options = loader_options(d->config, &d->topology);
     struct loading loading = {d, from->name};
     struct engine_model *m = &d->models[d->n_models];
+    options.loads = &d->loads;
     uint64_t start = clock_us(), taken = memory_total_bytes(&d->memory);
 
     /* What earlier models took may not be touched yet, so the system still calls it available. */
@@ -227,6 +230,7 @@ static int load_model(struct daemon *d, const struct config_model *from, struct 
     options.progress = show_loading;
     options.progress_ctx = &loading;
     int rc = loader_load(from->name, from->path, &d->backend, &options, m, report);
+    atomic_fetch_add(rc < 0 ? &d->loads.n_failed : &d->loads.n_done, 1);
     if (rc < 0)
         return rc;
     d->n_models++;
@@ -269,6 +273,18 @@ static int set_policies(struct daemon *d, struct report *report)
     return 0;
 }
 
+/* 0: there is no state directory, or it does not take the number. */
+static uint64_t count_start(const struct config *c)
+{
+    if (c->state_directory == NULL)
+        return 0;
+    int64_t n = metrics_count_start(c->state_directory);
+    if (n < 0)
+        log_warning("%s: this start cannot be counted there: %s", c->state_directory,
+                    strerror((int)-n));
+    return n > 0 ? (uint64_t)n : 0;
+}
+
 static int start_serving(struct daemon *d, struct report *report)
 {
     const struct config *c = d->config;
@@ -290,6 +306,8 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .spin_us = c->spin_us,
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
                                      .loop = d->loop,
+                                     .loads = &d->loads,
+                                     .n_starts = count_start(c),
                                      .on_close = server_on_close,
                                      .on_free = server_on_free,
                                      .on_counts = notify_is_on(d->notify) ? show_serving : NULL,

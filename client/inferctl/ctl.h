@@ -38,7 +38,9 @@ enum ctl_bit {
     CTL_PS = 1u << 10,
     CTL_CANCEL = 1u << 11,
     CTL_FORGET = 1u << 12,
-    CTL_EVERY = (1u << 13) - 1u,
+    CTL_METRICS = 1u << 13,
+    CTL_LOGS = 1u << 14,
+    CTL_EVERY = (1u << 15) - 1u,
 };
 
 struct ctl_options {
@@ -64,6 +66,10 @@ struct ctl_options {
     /* top */
     float interval; /* seconds */
     uint32_t once;
+    /* metrics */
+    uint32_t http;
+    /* logs */
+    uint32_t follow, lines, has_lines;
     /* score, perplexity, bench */
     uint32_t top, ctx, max_windows, prompt_tokens, tokens, repeats;
 };
@@ -100,6 +106,11 @@ int top_command(struct ctl *ctl);
 int ps_command(struct ctl *ctl);
 int cancel_command(struct ctl *ctl);
 int forget_command(struct ctl *ctl);
+int metrics_command(struct ctl *ctl);
+int logs_command(struct ctl *ctl);
+
+/* http.c: `inferctl metrics --http`: one request on standard input, its answer on output. */
+int http_serve(struct ctl *ctl);
 
 /* ---- options.c: the one option table --------------------------------------------------------- */
 

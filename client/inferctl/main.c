@@ -41,6 +41,14 @@ static const struct ctl_command commands[] = {
      "Ends the conversations with these ids, which 'inferctl prompt --keep' told: the daemon\n"
      "forgets their tokens and state. One that nobody continues ends by itself after some hours.\n",
      forget_command},
+    {"metrics", CTL_METRICS, "[OPTION]...", "print counters and histograms as OpenMetrics text",
+     "Prints what the daemon counted since its start, for Prometheus and its kin. With --http one\n"
+     "HTTP request for /metrics is read from standard input and answered on standard output, as a\n"
+     "socket unit with Accept=yes wants it.\n",
+     metrics_command},
+    {"logs", CTL_LOGS, "[OPTION]...", "show the daemon's log, from the journal",
+     "Runs journalctl for the unit that serves the socket: the system's or this user's own.\n",
+     logs_command},
     {"models", CTL_MODELS, "[OPTION]...", "list the models that are served",
      "Prints a line for each model.\n", models_command},
     {"tokenize", CTL_TOKENIZE, "[OPTION]... [TEXT...|-]", "turn text into token ids",
@@ -117,6 +125,8 @@ static int run_command(struct ctl *ctl, const char *name, int argc, char **argv)
         return unknown_command(ctl, name);
     if (ctl->options.json && ctl->command->bit == CTL_CHAT)
         return ctl_usage(ctl, "--json is not for a conversation; use 'inferctl prompt --json'");
+    if (ctl->options.json && ctl->command->bit == CTL_METRICS)
+        return ctl_usage(ctl, "--json is not for OpenMetrics text; use 'inferctl status --json'");
     status = options_parse(ctl, argc, argv);
     if (status)
         return status;

@@ -31,6 +31,7 @@ enum option_kind {
     OPTION_BIAS,       /* appended to biases */
     OPTION_PRIORITY,   /* uint32_t, by name */
     OPTION_ID,         /* uint64_t, not 0 */
+    OPTION_LINES,      /* uint32_t lines; sets has_lines */
 };
 
 struct option_row {
@@ -45,7 +46,7 @@ struct option_row {
 
 #define AT(field)     offsetof(struct ctl_options, field)
 #define ANSWER        (CTL_PROMPT | CTL_CHAT)
-#define GIVES_JSON    (CTL_EVERY & ~(uint32_t)CTL_CHAT)
+#define GIVES_JSON    (CTL_EVERY & ~(uint32_t)(CTL_CHAT | CTL_METRICS))
 #define TEXT_OPTIONS  (CTL_PROMPT | CTL_TOKENIZE | CTL_SCORE)
 #define SAMPLE(field) AT(sampling.field)
 
@@ -94,6 +95,9 @@ static const struct option_row option_rows[] = {
     {"continue", 0, OPTION_ID, AT(conversation), CTL_PROMPT, "ID", "go on with the conversation that --keep told"},
     {"interval", 0, OPTION_FLOAT, AT(interval), CTL_TOP, "SECONDS", "time between two looks (1)"},
     {"once", 0, OPTION_FLAG, AT(once), CTL_TOP, NULL, "print the table once"},
+    {"http", 0, OPTION_FLAG, AT(http), CTL_METRICS, NULL, "answer one HTTP request on standard input and output"},
+    {"follow", 'f', OPTION_FLAG, AT(follow), CTL_LOGS, NULL, "go on with what comes"},
+    {"lines", 'n', OPTION_LINES, AT(lines), CTL_LOGS, "N", "the last N lines"},
     {"verbose", 'v', OPTION_FLAG, AT(verbose), ANSWER, NULL, "print timings on standard error at the end"},
     {"model", 'm', OPTION_STRING, AT(model), CTL_EVERY, "NAME", "model to use (the first that is served)"},
     {"socket", 0, OPTION_STRING, AT(socket), CTL_EVERY, "PATH", "the daemon's socket ($INFERD_SOCKET, ...)"},
@@ -194,7 +198,7 @@ static int store_number(struct ctl *ctl, const struct option_row *row, const cha
 {
     char *field = (char *)&ctl->options + row->offset;
     bool wide = row->kind == OPTION_U64_OR_ANY;
-    bool minus_one = row->kind != OPTION_U32;
+    bool minus_one = row->kind != OPTION_U32 && row->kind != OPTION_LINES;
     uint64_t max = wide ? UINT64_MAX : UINT32_MAX;
     uint64_t number = 0;
     uint32_t narrow;
@@ -269,6 +273,9 @@ static int store(struct ctl *ctl, const struct option_row *row, const char *valu
         return store_priority(ctl, value);
     case OPTION_ID:
         return store_id(ctl, row, value);
+    case OPTION_LINES:
+        o->has_lines = 1;
+        return store_number(ctl, row, value);
     }
     return 0;
 }

@@ -51,6 +51,7 @@ files() {
         echo "644 $f $userunitdir/${f##*/}"
     done
     echo "made systemd/inferd.service.in $unitdir/inferd.service"
+    echo "made systemd/inferd-metrics@.service.in $unitdir/inferd-metrics@.service"
     echo "made systemd/user/inferd.service.in $userunitdir/inferd.service"
     echo "644 systemd/sysusers.conf $sysusersdir/inferd.conf"
     echo "644 systemd/tmpfiles.conf $tmpfilesdir/inferd.conf"

@@ -18,7 +18,7 @@ at=$root/opt/inferd
 for file in bin/inferd bin/inferctl lib/libinferclient.so lib/inferd/inferd-backend-cpu.so \
     include/inferd/client.h lib/pkgconfig/libinferclient.pc share/man/man5/inferd.conf.5 \
     share/man/man8/inferd.8 lib/systemd/system/inferd.service lib/systemd/system/inferd.socket \
-    lib/systemd/system/inferd-manage.socket lib/systemd/user/inferd.service \
+    lib/systemd/system/inferd-manage.socket lib/systemd/system/inferd-metrics.socket lib/systemd/system/inferd-metrics@.service lib/systemd/user/inferd.service \
     lib/sysusers.d/inferd.conf lib/tmpfiles.d/inferd.conf \
     share/bash-completion/completions/inferd share/zsh/site-functions/_inferctl \
     share/inferd/inferd.conf.example share/inferd/inferd-gpu.conf; do
@@ -65,6 +65,10 @@ sed -i -e "s|^ExecStart=.*|ExecStart=$at/bin/inferd|" -e '/^Documentation=/d' "$
 if command -v systemd-analyze >/dev/null; then
     run systemd-analyze verify "$units"/inferd.service "$units"/inferd.socket "$units"/inferd-manage.socket
     is "units: systemd-analyze verify says nothing" "$status: $err" "0: "
+    run systemd-analyze verify "$units"/inferd-metrics.socket "$units"/inferd-metrics@.service
+    is "units: systemd-analyze verify says nothing of those for metrics" "$status: $err" "0: "
+    run systemd-analyze security --offline=yes --threshold=5 "$units/inferd-metrics@.service"
+    is "units: exposure of the one for metrics: $(grep -oE '[0-9.]+ [A-Z]+' <<<"${out##*Overall}")" "$status" 0
     mkdir -p "$folder/user-units"
     cp "$at"/lib/systemd/user/inferd* "$folder/user-units"
     sed -i -e "s|^ExecStart=.*|ExecStart=$at/bin/inferd|" -e '/^Documentation=/d' "$folder"/user-units/*

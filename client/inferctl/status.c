@@ -74,6 +74,12 @@ json_t *status_json(const struct infer_status *s, const struct infer_model *mode
                   "pid", (json_int_t)s->pid, "event_loop", output_json_text(FIELD(s->event_loop)),
                   "uptime_s", (double)s->uptime_us * 1e-6, "memory_bytes",
                   (json_int_t)s->memory_bytes, "memory_available", (json_int_t)s->memory_available);
+    json_t *pressure = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "n_preempted", (json_int_t)s->n_preempted,
+        "n_preemptions", (json_int_t)s->n_preemptions, "n_conversations",
+        (json_int_t)s->n_conversations, "request_bytes", (json_int_t)s->request_bytes,
+        "conversation_bytes", (json_int_t)s->conversation_bytes, "swap_memory_bytes",
+        (json_int_t)s->swap_memory_bytes, "swap_file_bytes", (json_int_t)s->swap_file_bytes);
     json_t *rest = json_pack(
         "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o}", "n_sessions",
         (json_int_t)s->n_sessions, "n_running", (json_int_t)s->n_running, "n_waiting",
@@ -84,27 +90,78 @@ json_t *status_json(const struct infer_status *s, const struct infer_model *mode
         (json_int_t)s->n_tokens, "n_steps", (json_int_t)s->n_steps, "prompt_tokens_per_second",
         output_json_number(s->prompt_tokens_per_s), "tokens_per_second",
         output_json_number(s->tokens_per_s), "models", models_json(models, n));
-
+    json_object_update(root, pressure);
+    json_decref(pressure);
     json_object_update(root, rest);
     json_decref(rest);
     return root;
 }
 
-static void print_status(const struct infer_status *s)
+/* Each device once, as the models name theirs. */
+static void print_devices(const struct infer_model *models, size_t n)
 {
-    char uptime[32], resident[16], available[16];
+    for (size_t i = 0; i < n; i++) {
+        size_t k = 0;
+        while (k < i &&
+               strncmp(models[k].backend, models[i].backend, sizeof models[i].backend) != 0)
+            k++;
+        if (k < i)
+            continue;
+        fputs(i == 0 ? "    Device: " : "            ", stdout);
+        term_write(stdout, FIELD(models[i].backend));
+        putchar('\n');
+    }
+}
+
+static void print_memory(const struct infer_status *s, const struct infer_model *models, size_t n)
+{
+    uint64_t weights = 0, state = 0, scratch = 0;
+    char a[16], b[16], c[16], d[16], e[16], f[16];
+
+    for (size_t i = 0; i < n; i++) {
+        weights += models[i].weights_bytes;
+        state += models[i].state_bytes;
+        scratch += models[i].scratch_bytes;
+    }
+    printf("    Memory: %s resident, %s available\n", output_size(s->memory_bytes, a),
+           output_size(s->memory_available, b));
+    printf(
+        "            weights %s, state %s, scratch %s, requests %s, conversations %s, saved %s\n",
+        output_size(weights, a), output_size(state, b), output_size(scratch, c),
+        output_size(s->request_bytes, d), output_size(s->conversation_bytes, e),
+        output_size(s->swap_memory_bytes, f));
+}
+
+static void print_requests(const struct infer_status *s)
+{
+    char file[16], saved[16];
+
+    printf("  Requests: %u running, %u waiting", s->n_running, s->n_waiting);
+    if (s->n_preempted > 0)
+        printf(" (%u of them preempted)", s->n_preempted);
+    printf(", %u parked; %u connections, %llu conversations\n", s->n_parked, s->n_sessions,
+           (unsigned long long)s->n_conversations);
+    printf("     State: %u of %u pages used, %u tokens each\n", s->n_pages_used, s->n_pages,
+           s->page_tokens);
+    if (s->n_preemptions > 0)
+        printf("  Pressure: %llu preemptions; saved states: %s in memory, %s in the swap file\n",
+               (unsigned long long)s->n_preemptions, output_size(s->swap_memory_bytes, saved),
+               output_size(s->swap_file_bytes, file));
+}
+
+static void print_status(const struct infer_status *s, const struct infer_model *models, size_t n)
+{
+    char uptime[32];
 
     printf("%sinferd ", term_style(stdout, TERM_GREEN));
     term_write(stdout, FIELD(s->version));
     printf("%s  pid %u, up %s, event loop ", term_style(stdout, TERM_PLAIN), s->pid,
            output_duration(s->uptime_us, uptime));
     term_write(stdout, FIELD(s->event_loop));
-    printf("\n    Memory: %s resident, %s available\n", output_size(s->memory_bytes, resident),
-           output_size(s->memory_available, available));
-    printf("     Queue: %u running, %u waiting, %u parked; %u connections\n", s->n_running,
-           s->n_waiting, s->n_parked, s->n_sessions);
-    printf("     State: %u of %u pages used, %u tokens each\n", s->n_pages_used, s->n_pages,
-           s->page_tokens);
+    putchar('\n');
+    print_devices(models, n);
+    print_memory(s, models, n);
+    print_requests(s);
     printf("     Speed: %.1f prompt tokens/s, %.1f tokens/s in the last 10 s\n",
            s->prompt_tokens_per_s, s->tokens_per_s);
     printf("    Served: %llu requests (%llu failed), %llu prompt tokens, %llu tokens, %llu steps\n",
@@ -158,7 +215,7 @@ int status_command(struct ctl *ctl)
     if (ctl->options.json) {
         result = output_json(status_json(&status, models, n));
     } else {
-        print_status(&status);
+        print_status(&status, models, n);
         putchar('\n');
         print_models(models, n);
         result = ctl_finish_output(0);

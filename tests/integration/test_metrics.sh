@@ -18,14 +18,19 @@ matches "metrics: tokens of a model" "$out" '^inferd_tokens_total\{model="unix"\
 matches "metrics: a histogram" "$out" '^inferd_first_token_seconds_bucket\{model="unix",le="\+Inf"\} 1$'
 matches "metrics: the version" "$out" "^inferd_build_info\{version=\"$("$inferctl" --version | cut -d' ' -f2)\""
 matches "metrics: this start" "$out" '^inferd_starts_total 1$'
+missing=
+for name in $(sed -n 's/^# TYPE \([a-z_]*\) .*/\1/p' <<<"$out"); do
+    grep -qE "^\.It Ql (.* )?$name( |\$)" man/inferctl.1 || missing+=" $name"
+done
+is "metrics: inferctl(1) has every family" "$missing" ""
 run "$inferctl" metrics --json
 is "metrics --json is refused" "$status" 2
 run "$inferctl" metrics more
 is "metrics takes no argument" "$status" 2
 if command -v promtool >/dev/null; then
-    # It reads the text format of Prometheus, whose counters are named with their _total.
-    "$inferctl" metrics | sed -E '/^# (EOF|UNIT)/d; s/^# (TYPE|HELP) ([a-z_]+) counter$/# \1 \2_total counter/' >"$folder/text"
-    check "promtool takes the metrics" promtool check metrics --lint=none <"$folder/text"
+    # What it imports must have times; nothing but this command of it reads OpenMetrics.
+    "$inferctl" metrics | sed -E '/^#/!s/$/ 1700000000.0/' >"$folder/text"
+    check "promtool takes the metrics" promtool tsdb create-blocks-from openmetrics "$folder/text" "$folder/blocks"
 else
     skip "promtool takes the metrics" "promtool is not installed"
 fi
@@ -41,11 +46,12 @@ is "idle: no thread wakes up after metrics were asked for" "$(($(ticks) - before
 # ---- status -------------------------------------------------------------------------------------
 
 run "$inferctl" status --json
+missing=
 for name in n_preempted n_preemptions n_conversations request_bytes conversation_bytes \
     swap_memory_bytes swap_file_bytes; do
     grep -q "\"$name\": 0" <<<"$out" || missing+=" $name"
 done
-is "status --json has what metrics have of pressure" "${missing:-}" ""
+is "status --json has what metrics have of pressure" "$missing" ""
 
 daemon_stop
 daemon_start --backend null --state-directory "$folder/state" || finish
@@ -64,11 +70,11 @@ else
         activate=$!
         for ((i = 0; i < 50 * slowness; i++)); do
             grep -q '^Listening on' "$folder/activate" && break 2
-            kill -0 $activate 2>/dev/null || break
+            kill -0 "$activate" 2>/dev/null || break
             sleep 0.02
         done
-        kill $activate 2>/dev/null
-        wait $activate 2>/dev/null
+        kill "$activate" 2>/dev/null
+        wait "$activate" 2>/dev/null
     done
     run curl -sS --max-time $((10 * slowness)) -D "$folder/head" "http://127.0.0.1:$port/metrics"
     is "http: curl gets an answer" "$status/$err" "0/"
@@ -81,8 +87,8 @@ else
     is "http: another method" "$out" 405
     run curl -sS --max-time $((10 * slowness)) -I -w '%{http_code}' "http://127.0.0.1:$port/metrics"
     matches "http: HEAD" "$out" '200$'
-    kill $activate
-    wait $activate 2>/dev/null
+    kill "$activate"
+    wait "$activate" 2>/dev/null
 fi
 
 # ---- logs ---------------------------------------------------------------------------------------
@@ -105,7 +111,7 @@ is "logs: of the user's unit, following" "$out" "--user-unit=inferd.service|--fo
 logs "" -n 0 --json -q
 is "logs: without a socket by name" "$out" "--unit=inferd.service|--lines=0|--output=json|--quiet|"
 mkdir "$folder/run" && touch "$folder/run/inferd.sock"
-logs "" 
+logs ""
 is "logs: a user's own daemon comes first, as for every command" "$out" "--user-unit=inferd.service|"
 logs "$folder/inferd.sock"
 is "logs: a daemon that no unit started" "$status/$out" "1/"

@@ -7,6 +7,7 @@
 #   make sim SEEDS=N                  N simulated days of the daemon (tests/sim)
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
 #   make bench-load                   how fast weights load, beside fio and llama.cpp
+#   make bench-service                what the service costs when idle, how soon it answers
 #   make install      into $(DESTDIR)$(prefix), /usr/local by default; make uninstall takes it away
 #   make bundle       build/bundle: one folder that runs wherever it lies
 #   make clean
@@ -249,7 +250,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests sim check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load
+.PHONY: tests sim check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load bench-service
 tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests) $(B)/tests/sim/sim
 
 check-unit: tests
@@ -292,6 +293,8 @@ bench-serve: all
 	tests/bench/serve.sh
 bench-load: all
 	tests/bench/load.sh
+bench-service: all
+	tests/bench/service.sh
 
 clean:
 	rm -rf build

@@ -56,7 +56,7 @@ done <<<"$names"
 
 echo "Installing what is missing, with apt-get (INFERD_NO_DEPS=1 skips this):"
 for name in "${missing[@]}"; do
-    awk -v name="$name" '$1 == name {printf "  %-16s", $1; $1 = ""; print $0}' <<<"$packages"
+    awk -v name="$name" '$1 == name {printf "  %-18s", $1; $1 = ""; print $0}' <<<"$packages"
 done
 
 as_root=()

@@ -6,6 +6,9 @@
 # B (the built files), VERSION, DESTDIR, prefix, bindir, libdir, includedir, datadir, mandir,
 # unitdir, userunitdir, sysusersdir, tmpfilesdir. One list, files(), serves all three.
 #
+# Without DESTDIR, as root, on a machine that systemd runs, install makes the user and group and tells
+# systemd of the units, so that they can be enabled at once; uninstall stops them first.
+#
 # A bundle holds, beside bin and lib, the shared libraries that the programs need in lib/inferd,
 # where they look first; libc and its family are the machine's.
 set -euo pipefail
@@ -85,6 +88,23 @@ put_all() {
     chmod go-w "$DESTDIR$libdir/inferd"
 }
 
+# On a running system: the user and group, the sockets' folder, the units, the library.
+enter_all() {
+    [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ] || return 0
+    ! command -v ldconfig >/dev/null || ldconfig
+    [ -d /run/systemd/system ] || return 0
+    systemd-sysusers "$sysusersdir/inferd.conf"
+    systemd-tmpfiles --create "$tmpfilesdir/inferd.conf"
+    systemctl daemon-reload
+}
+
+# Units that run what is about to be taken away are stopped; the user, the group and what they own
+# stay, as with every package.
+leave_all() {
+    [ -z "$DESTDIR" ] && [ "$(id -u)" = 0 ] && [ -d /run/systemd/system ] || return 0
+    systemctl disable --now inferd.socket inferd-manage.socket inferd.service 2>/dev/null || true
+}
+
 take_all() {
     local mode source to folder
     while read -r mode source to; do
@@ -121,8 +141,14 @@ bundle() {
 }
 
 case $what in
-install) put_all ;;
-uninstall) take_all ;;
+install)
+    put_all
+    enter_all
+    ;;
+uninstall)
+    leave_all
+    take_all
+    ;;
 bundle) bundle ;;
 *)
     echo "install.sh: '$what' is none of install, uninstall, bundle" >&2

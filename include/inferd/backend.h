@@ -243,7 +243,20 @@ struct infer_host {
     void (*memory_give)(void *ctx, void *memory, size_t bytes);
     const uint32_t *cpus; /* logical processor ids, one per physical core, best first */
     uint32_t n_cpus;      /* how many threads to use, the caller of run() included; at least 1 */
+    /* The NUMA node of each of cpus, as numbers from 0 to n_nodes - 1 in the order in which they
+     * first appear there. NULL and 0: one node. */
+    const uint32_t *nodes;
+    uint32_t n_nodes;
+    /* Where the whole pages within [memory, memory + bytes), a part of a block that was taken and
+     * not written to yet, shall lie: on one of those nodes, or in turn on all (INFER_NODE_ALL). A
+     * preference, so 0 or a negative errno, which changes nothing but speed. NULL: the machine has
+     * a single node. Otherwise blocks of INFER_PLACE_BYTES and more start at a multiple of it, and
+     * parts that are cut at such multiples may lie on huge pages. */
+    int (*memory_place)(void *ctx, void *memory, size_t bytes, uint32_t node);
 };
+
+#define INFER_NODE_ALL    UINT32_MAX
+#define INFER_PLACE_BYTES ((size_t)2 << 20)
 
 /* ---- what a backend implements --------------------------------------------------------------- */
 

@@ -146,7 +146,7 @@ static int cpu_open(const struct infer_host *host, const char *text, struct infe
         cpu_close(backend);
         return -ENOMEM;
     }
-    r = cpu_pool_init(pool, o.threads, host->cpus, host->n_cpus);
+    r = cpu_pool_init(pool, o.threads, host->cpus, host->n_cpus, host->nodes, host->n_nodes);
     if (r < 0) {
         free(pool);
         cpu_close(backend);

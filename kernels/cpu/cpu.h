@@ -121,8 +121,8 @@ struct cpu_packing cpu_format_packing(uint32_t format);
 void cpu_matrix_init(struct cpu_matrix *matrix, uint32_t type, uint32_t rows, uint32_t cols);
 size_t cpu_matrix_bytes(const struct cpu_matrix *matrix);
 /* One row in the file's encoding into its place. `scratch` holds cols floats. */
-void cpu_matrix_write(struct cpu_matrix *matrix, uint32_t type, uint32_t row, const void *bytes,
-                      float *scratch);
+void cpu_matrix_write(const struct cpu_matrix *matrix, uint32_t type, uint32_t row,
+                      const void *bytes, float *scratch);
 /* One row back, as the numbers the kernels multiply with. */
 void cpu_matrix_read(const struct cpu_matrix *matrix, uint32_t row, float *ret);
 

@@ -448,7 +448,7 @@ static void write_floats(const struct cpu_matrix *m, uint32_t row, const uint8_t
     }
 }
 
-void cpu_matrix_write(struct cpu_matrix *m, uint32_t type, uint32_t row, const void *bytes,
+void cpu_matrix_write(const struct cpu_matrix *m, uint32_t type, uint32_t row, const void *bytes,
                       float *scratch)
 {
     assert(row < m->rows);

@@ -5,6 +5,13 @@
  * keeps the file's encoding; norms and biases become float32. A tied embedding is a matrix, from
  * which EMBED reads rows back.
  *
+ * Nodes. Where the processors belong to several NUMA nodes, each matrix is cut by rows, in groups,
+ * in proportion to the nodes' workers: consecutive groups make a slice, all slices of a node lie
+ * together in memory that is bound to it, and step.c lets a node's workers multiply what their node
+ * has. What every worker reads a little of (norms, biases, tables of which a step reads single
+ * rows), sequence state and scratch lie in turn on all nodes: whoever takes an item of the
+ * attention finds its pages as near or far as anybody else. No result depends on the cut.
+ *
  * Sizes come from a plan that the daemon has checked; the sums below are checked again, because
  * they decide how much memory is written. One thread at a time. */
 #include "cpu/model.h"
@@ -15,10 +22,8 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#define LINE       64u
-#define LARGE_PAGE (2u << 20)
+#define LINE 64u
 
 /* ---- sums ------------------------------------------------------------------------------------ */
 
@@ -224,6 +229,7 @@ static void add_part(struct infer_backend_model *m, struct cpu_op *op, uint32_t 
     uint32_t i = op->n_parts++, p = 0;
 
     op->part[i] = matrix;
+    op->slices[i] = m->tensors[w].slices;
     op->bias[i] = bias == INFER_TENSOR_NONE ? NULL : m->tensors[bias].vector;
     for (; p < op->n_packings; p++) {
         struct cpu_packing *other = &op->packings[p];
@@ -278,17 +284,71 @@ static void resolve(struct infer_backend_model *m, const struct infer_op *op, st
 
 /* ---- places ---------------------------------------------------------------------------------- */
 
+/* The slices of all matrices, consecutive groups each. */
+static void cut(struct infer_backend_model *m)
+{
+    const struct cpu_pool *pool = m->backend->pool;
+    for (uint32_t i = 0; i < m->plan->n_tensors; i++) {
+        struct cpu_tensor *t = &m->tensors[i];
+        t->slices = m->slices + (size_t)pool->n_nodes * i;
+        for (uint32_t n = 0; n < pool->n_nodes && t->role == CPU_MATRIX; n++) {
+            const uint32_t groups = t->matrix.n_groups;
+            struct cpu_matrix *slice = &t->slices[n];
+            uint32_t first = cpu_slice_first(pool, groups, n);
+            *slice = t->matrix;
+            slice->n_groups = cpu_slice_first(pool, groups, n + 1) - first;
+            slice->rows = slice->n_groups * CPU_GROUP;
+            if (slice->rows > t->matrix.rows - first * CPU_GROUP) /* the last is padded */
+                slice->rows = t->matrix.rows - first * CPU_GROUP;
+        }
+    }
+}
+
+const struct cpu_matrix *cpu_slice_of(const struct infer_backend_model *m,
+                                      const struct cpu_tensor *t, uint32_t row, uint32_t *ret_row)
+{
+    uint32_t n = 0;
+    while (row >= t->slices[n].n_groups * CPU_GROUP) /* a row of the matrix: one has it */
+        row -= t->slices[n++].n_groups * CPU_GROUP;
+    *ret_row = row;
+    return &t->slices[n];
+}
+
+/* Tells the host where the bytes from *from to out->used shall lie, and moves *from there. Parts
+ * for different nodes share no huge page. */
+static void end_part(struct infer_backend_model *m, struct layer_out *out, size_t *from,
+                     uint32_t node)
+{
+    const struct infer_host *host = m->backend->host;
+    if (!host->memory_place || m->backend->pool->n_nodes < 2)
+        return;
+    size_t over = out->used % INFER_PLACE_BYTES;
+    if (over)
+        place(out, 1, INFER_PLACE_BYTES - over);
+    if (out->base && out->used > *from)
+        host->memory_place(host->ctx, out->base + *from, out->used - *from, node);
+    *from = out->used;
+}
+
 static void place_weights(struct infer_backend_model *m, struct layer_out *out)
 {
+    size_t from = 0;
     for (uint32_t i = 0; i < m->plan->n_tensors; i++) {
         struct cpu_tensor *t = &m->tensors[i];
         const struct infer_tensor *file = &m->plan->tensors[i];
-        if (t->role == CPU_MATRIX)
-            t->matrix.data = place(out, t->matrix.n_groups, t->matrix.group_bytes);
-        else if (t->role == CPU_TABLE)
+        if (t->role == CPU_TABLE)
             t->rows = place(out, file->n_rows, file->row_bytes);
         else if (t->role == CPU_VECTOR)
             t->vector = place(out, pad16(file->ne[0]), sizeof(float));
+    }
+    end_part(m, out, &from, INFER_NODE_ALL);
+    for (uint32_t n = 0; n < m->backend->pool->n_nodes; n++) {
+        for (uint32_t i = 0; i < m->plan->n_tensors; i++) {
+            struct cpu_matrix *slice = &m->tensors[i].slices[n];
+            if (m->tensors[i].role == CPU_MATRIX)
+                slice->data = place(out, slice->n_groups, slice->group_bytes);
+        }
+        end_part(m, out, &from, n);
     }
 }
 
@@ -371,11 +431,12 @@ static void place_scratch(struct infer_backend_model *m, struct layer_out *out)
         place_local(m, m->locals + (out->base ? i : 0), out);
 }
 
-static size_t tables_bytes(const struct infer_plan *plan)
+static size_t tables_bytes(const struct infer_backend *b, const struct infer_plan *plan)
 {
     struct layer_out out = {0};
     place(&out, 1, sizeof(struct infer_backend_model));
     place(&out, plan->n_tensors, sizeof(struct cpu_tensor));
+    place(&out, plan->n_tensors, b->pool->n_nodes * sizeof(struct cpu_matrix));
     place(&out, plan->n_ops, sizeof(struct cpu_op));
     return out.overflow ? SIZE_MAX : out.used;
 }
@@ -394,11 +455,6 @@ static int take(struct infer_backend *b, struct cpu_taken *ret, size_t bytes, co
     void *memory = b->host->memory_take(b->host->ctx, bytes);
     if (!memory)
         return cpu_fail(b, -ENOMEM, "no memory for %zu bytes of %s", bytes, what);
-    /* Weights are read end to end in every step: large pages spare the address look-ups. A hint. */
-    uintptr_t first = ((uintptr_t)memory + LARGE_PAGE - 1) & ~(uintptr_t)(LARGE_PAGE - 1);
-    uintptr_t end = ((uintptr_t)memory + bytes) & ~(uintptr_t)(LARGE_PAGE - 1);
-    if (end > first)
-        madvise((void *)first, end - first, MADV_HUGEPAGE);
     *ret = (struct cpu_taken){memory, bytes};
     return 0;
 }
@@ -410,7 +466,7 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     struct cpu_taken tables = {0};
     int r = check_shape(b, plan, state);
     if (r >= 0)
-        r = take(b, &tables, tables_bytes(plan), "tables");
+        r = take(b, &tables, tables_bytes(b, plan), "tables");
     if (r < 0)
         return r;
     struct layer_out out = {.base = tables.memory};
@@ -418,6 +474,7 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     *m =
         (struct infer_backend_model){.backend = b, .plan = plan, .state = *state, .tables = tables};
     m->tensors = place(&out, plan->n_tensors, sizeof *m->tensors);
+    m->slices = place(&out, plan->n_tensors, b->pool->n_nodes * sizeof *m->slices);
     m->ops = place(&out, plan->n_ops, sizeof *m->ops);
     for (uint32_t i = 0; i < plan->n_ops && r >= 0; i++)
         r = use_op(b, plan, m->tensors, &plan->ops[i]);
@@ -425,11 +482,19 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
         give(b, &tables);
         return r;
     }
+    cut(m);
     for (uint32_t i = 0; i < plan->n_ops; i++)
         resolve(m, &plan->ops[i], &m->ops[i]);
     measure_strides(m);
     *ret = m;
     return 0;
+}
+
+/* What workers take from as it comes: a part of it on every node. */
+static void spread(struct infer_backend *b, const struct cpu_taken *taken)
+{
+    if (b->host->memory_place && taken->memory)
+        b->host->memory_place(b->host->ctx, taken->memory, taken->bytes, INFER_NODE_ALL);
 }
 
 static int measure(struct infer_backend_model *m, struct infer_estimate *ret)
@@ -485,6 +550,8 @@ int cpu_model_open(struct infer_backend *b, const struct infer_plan *plan,
         cpu_model_close(m);
         return r;
     }
+    spread(b, &m->pages);
+    spread(b, &m->scratch);
     struct layer_out weights = {.base = m->weights.memory}, scratch = {.base = m->scratch.memory};
     place_weights(m, &weights);
     place_scratch(m, &scratch);
@@ -498,7 +565,7 @@ int cpu_model_open(struct infer_backend *b, const struct infer_plan *plan,
  * the same one. */
 struct write_job {
     struct infer_backend_model *m;
-    struct cpu_matrix *matrix;
+    const struct cpu_tensor *tensor;
     const struct infer_tensor *file;
     uint64_t first, end;
     const uint8_t *rows;
@@ -516,9 +583,12 @@ static void write_groups(struct cpu_worker *worker, void *arg)
             return;
         row = row < job->first ? job->first : row;
         end = end > job->end ? job->end : end;
-        for (; row < end; row++)
-            cpu_matrix_write(job->matrix, job->file->type, (uint32_t)row,
+        for (; row < end; row++) {
+            uint32_t at;
+            const struct cpu_matrix *slice = cpu_slice_of(job->m, job->tensor, (uint32_t)row, &at);
+            cpu_matrix_write(slice, job->file->type, at,
                              job->rows + job->file->row_bytes * (row - job->first), scratch);
+        }
     }
 }
 
@@ -539,7 +609,7 @@ int cpu_model_write(struct infer_backend_model *m, uint32_t tensor, uint64_t fir
     } else if (t->role == CPU_VECTOR) {
         ref_decode_row(file->type, rows, t->vector, file->ne[0]);
     } else {
-        struct write_job job = {m, &t->matrix, file, first_row, first_row + n_rows, rows};
+        struct write_job job = {m, t, file, first_row, first_row + n_rows, rows};
         cpu_pool_run(m->backend->pool, write_groups, &job);
     }
     return 0;

@@ -25,16 +25,19 @@ enum cpu_role { CPU_UNUSED, CPU_VECTOR, CPU_TABLE, CPU_MATRIX };
 
 struct cpu_tensor {
     uint32_t role;
-    struct cpu_matrix matrix; /* CPU_MATRIX */
-    uint8_t *rows;            /* CPU_TABLE: as in the file */
-    float *vector;            /* CPU_VECTOR: n_rows rows, padded with zeros to 16 numbers */
+    struct cpu_matrix matrix;  /* CPU_MATRIX; without data: that is in */
+    struct cpu_matrix *slices; /* one for each node: consecutive groups of it */
+    uint8_t *rows;             /* CPU_TABLE: as in the file */
+    float *vector;             /* CPU_VECTOR: n_rows rows, padded with zeros to 16 numbers */
 };
 
-/* An operation with its tensors found. part[i] multiplies what packings[packing[i]] made. */
+/* An operation with its tensors found. part[i] multiplies what packings[packing[i]] made; its
+ * groups lie in slices[i], of which each node has one. */
 struct cpu_op {
     const struct infer_op *op;
     uint32_t n_parts, n_packings;
     const struct cpu_matrix *part[CPU_PARTS];
+    const struct cpu_matrix *slices[CPU_PARTS];
     const float *bias[CPU_PARTS];
     uint32_t packing[CPU_PARTS];
     struct cpu_packing packings[CPU_PARTS];
@@ -64,6 +67,7 @@ struct infer_backend_model {
     struct infer_state_config state;
     struct cpu_taken tables, weights, pages, scratch;
     struct cpu_tensor *tensors;
+    struct cpu_matrix *slices; /* [n_tensors][n_nodes] */
     struct cpu_op *ops;
 
     /* Sequence state: page, then layer, then kv head: keys, values (cache.c). */
@@ -90,6 +94,18 @@ struct infer_backend_model {
     uint32_t n_out_rows;
     bool single; /* every sequence has one row */
 };
+
+/* The first group of a matrix that lies on a node; the next node's, or all, is where they end. A
+ * node's share is that of its workers among all. */
+static inline uint32_t cpu_slice_first(const struct cpu_pool *pool, uint32_t n_groups,
+                                       uint32_t node)
+{
+    return (uint32_t)((uint64_t)n_groups * pool->first_of_node[node] / pool->n_workers);
+}
+/* Where a row of a matrix lies: the slice, and its row there. */
+const struct cpu_matrix *cpu_slice_of(const struct infer_backend_model *model,
+                                      const struct cpu_tensor *tensor, uint32_t row,
+                                      uint32_t *ret_row);
 
 int cpu_model_estimate(struct infer_backend *backend, const struct infer_plan *plan,
                        const struct infer_state_config *state, struct infer_estimate *ret);

@@ -13,14 +13,17 @@
  *
  * The items of section s are counted in slot s % 4. Worker 0 clears slot (s + 1) % 4 when it
  * begins section s: that slot was last used in section s - 3, which every worker has left, since a
- * barrier stands between sections; and it is next used after the barrier that ends section s. */
+ * barrier stands between sections; and it is next used after the barrier that ends section s.
+ * Each slot has a list for every NUMA node (step.c); sections that need one use the first. */
 #include "cpu/pool.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -113,8 +116,9 @@ void cpu_section(struct cpu_worker *worker)
     struct cpu_pool *pool = worker->pool;
     worker->section++;
     if (worker->index == 0) {
-        atomic_store_explicit(&pool->items[(worker->section + 1) % 4].next, 0,
-                              memory_order_relaxed);
+        for (uint32_t i = 0; i < pool->n_nodes; i++)
+            atomic_store_explicit(&pool->items[(worker->section + 1) % 4][i].next, 0,
+                                  memory_order_relaxed);
         int here = sched_getcpu();
         if (here != atomic_load_explicit(&pool->caller_cpu, memory_order_relaxed))
             atomic_store_explicit(&pool->caller_cpu, here, memory_order_relaxed);
@@ -166,7 +170,9 @@ static int start(struct cpu_worker *worker)
     if (r)
         return -r;
     worker->started = true;
-    pthread_setname_np(worker->thread, "inferd-cpu");
+    char name[16];
+    snprintf(name, sizeof name, "inferd-cpu-%" PRIu32, worker->index);
+    pthread_setname_np(worker->thread, name);
     if (worker->cpu >= 0 && worker->cpu < CPU_SETSIZE) {
         cpu_set_t set;
         CPU_ZERO(&set);
@@ -176,19 +182,32 @@ static int start(struct cpu_worker *worker)
     return 0;
 }
 
-int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpus, uint32_t n_cpus)
+static void count_nodes(struct cpu_pool *pool)
+{
+    uint32_t counts[CPU_NODES_MAX] = {0};
+    for (uint32_t i = 0; i < pool->n_workers; i++)
+        pool->workers[i].at_node = counts[pool->workers[i].node]++;
+    for (uint32_t i = 0; i < pool->n_nodes; i++)
+        pool->first_of_node[i + 1] = pool->first_of_node[i] + counts[i];
+}
+
+int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpus, uint32_t n_cpus,
+                  const uint32_t *nodes, uint32_t n_nodes)
 {
     if (n_workers < 1 || n_workers > CPU_THREADS_MAX)
         return -EINVAL;
     memset(pool, 0, sizeof *pool);
     pool->n_workers = n_workers;
+    pool->n_nodes = nodes && n_nodes && n_nodes <= CPU_NODES_MAX ? n_nodes : 1;
     atomic_store(&pool->caller_cpu, -1);
     for (uint32_t i = 0; i < n_workers; i++) {
         struct cpu_worker *worker = &pool->workers[i];
         worker->pool = pool;
         worker->index = i;
         worker->cpu = i < n_cpus ? (int)cpus[i] : -1;
+        worker->node = pool->n_nodes > 1 && i < n_cpus && nodes[i] < n_nodes ? nodes[i] : 0;
     }
+    count_nodes(pool);
     for (uint32_t i = 1; i < n_workers; i++) {
         int r = start(&pool->workers[i]);
         if (r < 0) {

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #define CPU_THREADS_MAX 256u
+#define CPU_NODES_MAX   32u /* NUMA nodes that are told apart */
 
 struct cpu_pool;
 
@@ -17,6 +18,8 @@ struct cpu_worker {
     uint32_t index;
     uint32_t section; /* how many sections this worker has begun, ever; the same for all */
     int cpu;          /* to pin to; -1: nowhere */
+    uint32_t node;    /* its NUMA node, */
+    uint32_t at_node; /* and which of that node's workers it is */
     pthread_t thread;
     bool started;
 };
@@ -36,25 +39,34 @@ struct cpu_pool {
     _Atomic uint32_t phase_sleepers;
     struct {
         _Alignas(128) _Atomic uint32_t next;
-    } items[4]; /* of section s in slot s % 4 */
+    } items[4][CPU_NODES_MAX]; /* of section s in slot s % 4: a list for each node */
     _Alignas(128) uint32_t n_workers;
+    uint32_t n_nodes;                          /* at least 1 */
+    uint32_t first_of_node[CPU_NODES_MAX + 1]; /* how many workers the nodes before it have */
     struct cpu_worker workers[CPU_THREADS_MAX];
 };
 
-/* Starts n_workers - 1 threads, number i pinned to cpus[i] where i < n_cpus. 0 or -errno. */
-int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpus, uint32_t n_cpus);
+/* Starts n_workers - 1 threads, number i pinned to cpus[i] where i < n_cpus, which belongs to node
+ * nodes[i] of n_nodes; nodes NULL, or more of them than CPU_NODES_MAX: all are one. 0 or -errno. */
+int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpus, uint32_t n_cpus,
+                  const uint32_t *nodes, uint32_t n_nodes);
 void cpu_pool_done(struct cpu_pool *pool);
 
 /* Runs `job` on every worker, the caller included, and returns when all have finished. */
 void cpu_pool_run(struct cpu_pool *pool, cpu_job job, void *arg);
 
-/* Inside a job. A section is a list of items that workers take one by one; every worker begins
- * the same sections in the same order, and passes a barrier between two of them. */
+/* Inside a job. A section is a list of items that workers take one by one, or one such list for
+ * each node; every worker begins the same sections in the same order, and passes a barrier between
+ * two of them. */
 void cpu_section(struct cpu_worker *worker);
+static inline uint32_t cpu_item_of(struct cpu_worker *worker, uint32_t node)
+{
+    return atomic_fetch_add_explicit(&worker->pool->items[worker->section % 4][node].next, 1,
+                                     memory_order_relaxed);
+}
 static inline uint32_t cpu_item(struct cpu_worker *worker)
 {
-    return atomic_fetch_add_explicit(&worker->pool->items[worker->section % 4].next, 1,
-                                     memory_order_relaxed);
+    return cpu_item_of(worker, 0);
 }
 void cpu_barrier(struct cpu_worker *worker);
 

@@ -178,23 +178,25 @@ static void fetch_start(const struct cpu_matrix *a, uint32_t first, uint32_t las
         __builtin_prefetch(from + i, 0, 2);
 }
 
-/* Groups first .. last - 1 of part i (for FINISH_GATED of both parts) for rows begin .. end - 1. */
-static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i,
+/* Groups first .. last - 1 of a node's slice of part i (for FINISH_GATED of both parts) for rows
+ * begin .. end - 1. */
+static void product(const struct at_work *w, const struct cpu_op *op, uint32_t node, uint32_t i,
                     const struct packed_rows *x, const struct target *target, enum finish how,
                     uint32_t first, uint32_t last, uint32_t begin, uint32_t end)
 {
     _Alignas(64) float buffer[CALL_VALUES], second[CALL_VALUES];
-    const struct cpu_matrix *a = op->part[i];
+    const struct cpu_matrix *a = &op->slices[i][node];
+    const uint32_t base = cpu_slice_first(w->worker->pool, op->part[i]->n_groups, node) * CPU_GROUP;
     uint32_t log2;
 
     product_tile(w->isa, end - begin, &log2);
     uint32_t groups = CALL_VALUES / CPU_GROUP >> log2;
     fetch_start(a, first, last);
     if (how == FINISH_GATED)
-        fetch_start(op->part[1], first, last);
+        fetch_start(&op->slices[1][node], first, last);
     for (uint32_t g = first; g < last; g += groups) {
         uint32_t stop = min_u32(g + groups, last);
-        uint32_t at = g * CPU_GROUP, n = min_u32(stop * CPU_GROUP, a->rows) - at;
+        uint32_t at = base + g * CPU_GROUP, n = min_u32(stop * CPU_GROUP, a->rows) - g * CPU_GROUP;
         size_t stride = (size_t)(stop - g) * CPU_GROUP;
         for (uint32_t row = begin; row < end;) {
             uint32_t T = product_tile(w->isa, end - row, &log2);
@@ -204,7 +206,7 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
             w->isa->matmul[a->format][log2](a, g, stop, reach, x->at[p] + x->row[p] * row, buffer,
                                             stride);
             if (how == FINISH_GATED) {
-                const struct cpu_matrix *up = op->part[1];
+                const struct cpu_matrix *up = &op->slices[1][node];
                 p = op->packing[1];
                 w->isa->matmul[up->format][log2](up, g, stop, reach, x->at[p] + x->row[p] * row,
                                                  second, stride);
@@ -217,33 +219,37 @@ static void product(const struct at_work *w, const struct cpu_op *op, uint32_t i
     }
 }
 
-/* Groups first .. last - 1 of the parts laid end to end. */
-static void span(const struct at_work *w, const struct cpu_op *op, uint32_t n_parts,
+/* Groups first .. last - 1 of a node's slices of the parts laid end to end. */
+static void span(const struct at_work *w, const struct cpu_op *op, uint32_t node, uint32_t n_parts,
                  const struct packed_rows *x, const struct target *targets, enum finish how,
                  uint32_t first, uint32_t last, uint32_t begin, uint32_t end)
 {
     for (uint32_t i = 0, base = 0; i < n_parts && base < last; i++) {
-        uint32_t n = op->part[i]->n_groups;
+        uint32_t n = op->slices[i][node].n_groups;
         if (first < base + n)
-            product(w, op, i, x, &targets[i], how, first > base ? first - base : 0,
+            product(w, op, node, i, x, &targets[i], how, first > base ? first - base : 0,
                     min_u32(last - base, n), begin, end);
         base += n;
     }
 }
 
-/* All parts of an operation. Few rows: each worker has a share of its own, five eighths in all, and
- * takes from the rest in small pieces; long runs of weights stream best. Many rows: pieces of
- * groups by blocks of rows that stay in the second-level cache. */
-static void products(const struct at_work *w, const struct cpu_op *op, const struct packed_rows *x,
-                     const struct target *targets, enum finish how)
+/* What a node has of all parts of an operation. Few rows: each of its workers has a share of its
+ * own, five eighths in all, and takes from the rest in small pieces; long runs of weights stream
+ * best. Many rows: pieces of groups by blocks of rows that stay in the second-level cache. */
+static void products_of(const struct at_work *w, const struct cpu_op *op, uint32_t node,
+                        const struct packed_rows *x, const struct target *targets, enum finish how)
 {
+    const struct cpu_pool *pool = w->worker->pool;
+    uint32_t n_workers = pool->first_of_node[node + 1] - pool->first_of_node[node];
     uint32_t n_parts = how == FINISH_GATED ? 1 : op->n_parts, total = 0, block = x->n;
     for (uint32_t i = 0; i < n_parts; i++)
-        total += op->part[i]->n_groups;
+        total += op->slices[i][node].n_groups;
+    if (!total)
+        return;
     bool few = x->n <= STREAM_ROWS;
-    uint32_t share = few ? total * 5 / 8 / w->n_workers : 0;
-    uint32_t rest = total - share * w->n_workers;
-    uint32_t piece = rest / (w->n_workers * (few ? 4 : 12)) + 1;
+    uint32_t share = few ? total * 5 / 8 / n_workers : 0;
+    uint32_t rest = total - share * n_workers;
+    uint32_t piece = rest / (n_workers * (few ? 4 : 12)) + 1;
     uint32_t n_pieces = (rest + piece - 1) / piece;
 
     if (x->row[0] * block > BLOCK_BYTES) {
@@ -253,23 +259,41 @@ static void products(const struct at_work *w, const struct cpu_op *op, const str
     }
     uint32_t n_blocks = (x->n + block - 1) / block;
 
-    cpu_section(w->worker);
-    if (share)
-        span(w, op, n_parts, x, targets, how, share * w->worker->index,
-             share * (w->worker->index + 1), 0, x->n);
+    if (share && node == w->worker->node)
+        span(w, op, node, n_parts, x, targets, how, share * w->worker->at_node,
+             share * (w->worker->at_node + 1), 0, x->n);
     for (;;) {
-        uint32_t item = cpu_item(w->worker);
+        uint32_t item = cpu_item_of(w->worker, node);
         if (item >= n_pieces * n_blocks)
             break;
         uint32_t begin = item / n_pieces * block;
-        uint32_t first = share * w->n_workers + item % n_pieces * piece;
-        span(w, op, n_parts, x, targets, how, first, min_u32(first + piece, total), begin,
+        uint32_t first = share * n_workers + item % n_pieces * piece;
+        span(w, op, node, n_parts, x, targets, how, first, min_u32(first + piece, total), begin,
              min_u32(begin + block, x->n));
     }
+}
+
+/* All parts of an operation: what the worker's own node has first; who is done there helps the
+ * next, so that no node waits for one whose workers were held up. */
+static void products(const struct at_work *w, const struct cpu_op *op, const struct packed_rows *x,
+                     const struct target *targets, enum finish how)
+{
+    const uint32_t n_nodes = w->worker->pool->n_nodes;
+    cpu_section(w->worker);
+    for (uint32_t i = 0; i < n_nodes; i++)
+        products_of(w, op, (w->worker->node + i) % n_nodes, x, targets, how);
     cpu_barrier(w->worker);
 }
 
 /* ---- embedding and rotation ------------------------------------------------------------------ */
+
+static void read_table(const struct infer_backend_model *m, const struct cpu_tensor *table,
+                       uint32_t token, float *ret)
+{
+    uint32_t row;
+    const struct cpu_matrix *slice = cpu_slice_of(m, table, token, &row);
+    cpu_matrix_read(slice, row, ret);
+}
 
 static void embed(const struct at_work *w, const struct cpu_op *op)
 {
@@ -296,7 +320,7 @@ static void embed(const struct at_work *w, const struct cpu_op *op)
                 m->sine[(size_t)half * r + i] = sinf(angle) * rope->magnitude;
             }
             if (table->role == CPU_MATRIX)
-                cpu_matrix_read(&table->matrix, token, x);
+                read_table(m, table, token, x);
             else
                 ref_decode_row(file->type, table->rows + file->row_bytes * token, x, n_embd);
             if (scale != 1.0f)

@@ -149,7 +149,7 @@ static inline void *on_take(void *ctx, size_t bytes)
     struct loaded *l = ctx;
     void *p = NULL;
     l->taken += bytes;
-    if (posix_memalign(&p, 64, bytes) != 0)
+    if (posix_memalign(&p, bytes < INFER_PLACE_BYTES ? 64 : INFER_PLACE_BYTES, bytes) != 0)
         return NULL;
     return memset(p, 0, bytes);
 }
@@ -162,6 +162,14 @@ static inline void on_give(void *ctx, void *memory, size_t bytes)
 }
 
 static const uint32_t cpus[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+
+/* The machine that backends are opened on from here on: n_cpus processors and their nodes. */
+static struct {
+    uint32_t n_cpus, n_nodes;
+    const uint32_t *nodes;
+    int (*memory_place)(void *ctx, void *memory, size_t bytes, uint32_t node);
+} machine = {.n_cpus = 2};
+
 static struct infer_state_config state_config = {.page_tokens = 16,
                                                  .n_pages = PAGES_MAX,
                                                  .k_type = INFER_TYPE_F16,
@@ -198,7 +206,10 @@ static inline int open_backend(struct loaded *l, const char *name, const char *o
                                   .memory_take = on_take,
                                   .memory_give = on_give,
                                   .cpus = cpus,
-                                  .n_cpus = 2};
+                                  .n_cpus = machine.n_cpus,
+                                  .nodes = machine.nodes,
+                                  .n_nodes = machine.n_nodes,
+                                  .memory_place = machine.memory_place};
     int r = l->api->open(&l->host, options, &l->backend);
     if (r < 0)
         dlclose(l->so);

@@ -209,6 +209,7 @@ $(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call ro
 $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
 $(B)/tests/unit/daemon/test_metrics: $(O)/daemon/metrics_text.o $(O)/tests/support/openmetrics.o
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
+$(B)/tests/unit/daemon/test_topology: $(O)/daemon/topology_draw.o
 $(B)/tests/unit/daemon/test_config $(B)/tests/unit/daemon/test_config_file: $(config_objects)
 $(B)/tests/unit/daemon/test_selftest: $(O)/daemon/backend_load.o $(O)/daemon/memory.o | $(backend_libs)
 $(B)/tests/unit/daemon/test_notify: $(call room_archive,io)

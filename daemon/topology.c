@@ -1,7 +1,7 @@
 /* topology.c: see topology.h.
  *
  * Processors come from hwloc with everything switched off that start-up would wait for: no PCI, no
- * I/O devices, no caches, no plug-ins, no cpuid walk over all cores. Limits come from the control
+ * I/O devices, no plug-ins, no cpuid walk over all cores. Limits come from the control
  * groups, both versions: the tightest of the process's group and its ancestors.
  *
  * Limits: control-group paths of 1 KiB, files of 8 KiB, 64 levels. */
@@ -11,6 +11,8 @@
 #include <fcntl.h>
 #include <hwloc.h>
 #include <inttypes.h>
+#include <limits.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,20 +23,17 @@
 
 /* ---- processors ------------------------------------------------------------------------------ */
 
-struct core {
-    uint32_t cpu;
-    int kind; /* hwloc's rank: higher is faster */
-    uint32_t node;
-};
-
+/* The fastest kinds first; of one kind, node by node. */
 static int core_compare(const void *a, const void *b)
 {
-    const struct core *x = a, *y = b;
+    const struct topology_core *x = a, *y = b;
+    if (x->slow != y->slow)
+        return x->slow ? 1 : -1;
     if (x->kind != y->kind)
         return x->kind > y->kind ? -1 : 1;
     if (x->node != y->node)
         return x->node < y->node ? -1 : 1;
-    return x->cpu < y->cpu ? -1 : x->cpu > y->cpu;
+    return x->siblings[0] < y->siblings[0] ? -1 : x->siblings[0] > y->siblings[0];
 }
 
 static int load(const char *description, hwloc_topology_t *ret)
@@ -45,8 +44,11 @@ static int load(const char *description, hwloc_topology_t *ret)
     if (hwloc_topology_init(&t) < 0)
         return -ENOMEM;
     hwloc_topology_set_all_types_filter(t, HWLOC_TYPE_FILTER_KEEP_NONE);
+    hwloc_topology_set_type_filter(t, HWLOC_OBJ_PACKAGE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    hwloc_topology_set_type_filter(t, HWLOC_OBJ_L3CACHE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    hwloc_topology_set_type_filter(t, HWLOC_OBJ_L2CACHE, HWLOC_TYPE_FILTER_KEEP_ALL);
     hwloc_topology_set_type_filter(t, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
-    /* Without packages and groups a NUMA node would have nothing to hang on but the machine. */
+    /* Without groups a NUMA node within a package would have nothing to hang on. */
     hwloc_topology_set_type_filter(t, HWLOC_OBJ_GROUP, HWLOC_TYPE_FILTER_KEEP_STRUCTURE);
     int r = 0;
     if (description == NULL) {
@@ -68,33 +70,132 @@ static int load(const char *description, hwloc_topology_t *ret)
     return 0;
 }
 
-static struct core core_of(hwloc_topology_t t, hwloc_const_cpuset_t cpus)
+/* ---- kinds of cores -------------------------------------------------------------------------- */
+
+struct kind {
+    int rank;
+    const char *type;        /* "IntelAtom"; NULL: not told */
+    unsigned long speeds[2]; /* MHz and capacity; 0: not told */
+};
+
+static struct kind kind_of(hwloc_topology_t t, hwloc_const_cpuset_t cpus)
 {
-    struct core c = {.cpu = (uint32_t)hwloc_bitmap_first(cpus), .node = UINT32_MAX};
-    int kind = hwloc_cpukinds_get_by_cpuset(t, cpus, 0);
+    struct kind k = {0};
+    struct hwloc_info_s *infos = NULL;
+    unsigned n = 0;
     int efficiency = -1;
-    if (kind >= 0 &&
-        hwloc_cpukinds_get_info(t, (unsigned)kind, NULL, &efficiency, NULL, NULL, 0) == 0)
-        c.kind = efficiency;
-    hwloc_obj_t node = NULL;
+    int kind = hwloc_cpukinds_get_by_cpuset(t, cpus, 0);
+    if (kind < 0 ||
+        hwloc_cpukinds_get_info(t, (unsigned)kind, NULL, &efficiency, &n, &infos, 0) < 0)
+        return k;
+    k.rank = efficiency;
+    for (unsigned i = 0; i < n; i++) {
+        if (strcmp(infos[i].name, "CoreType") == 0)
+            k.type = infos[i].value;
+        else if (strcmp(infos[i].name, "FrequencyMaxMHz") == 0)
+            k.speeds[0] = strtoul(infos[i].value, NULL, 10);
+        else if (strcmp(infos[i].name, "LinuxCapacity") == 0)
+            k.speeds[1] = strtoul(infos[i].value, NULL, 10);
+    }
+    return k;
+}
+
+/* Does a core of this kind hold up one of the fastest? See topology.h. */
+static bool is_slow(const struct kind *k, const struct kind *fastest)
+{
+    if (k->rank >= fastest->rank)
+        return false;
+    if (k->type != NULL && fastest->type != NULL && strcmp(k->type, fastest->type) != 0)
+        return true;
+    for (int i = 0; i < 2; i++)
+        if (k->speeds[i] != 0 && fastest->speeds[i] != 0 &&
+            k->speeds[i] <= fastest->speeds[i] / 4 * 3)
+            return true;
+    return false;
+}
+
+/* ---- cores ----------------------------------------------------------------------------------- */
+
+/* The number of the NUMA node beside the processors; of several, the one with the fewest
+ * processors, and then the first: what spans more or has no processors is memory for overflow. */
+static uint32_t node_of(hwloc_topology_t t, hwloc_const_cpuset_t cpus)
+{
+    hwloc_obj_t best = NULL, node = NULL;
     while ((node = hwloc_get_next_obj_by_type(t, HWLOC_OBJ_NUMANODE, node)) != NULL)
-        if (hwloc_bitmap_intersects(node->cpuset, cpus)) {
-            c.node = node->os_index;
-            break;
+        if (hwloc_bitmap_intersects(node->cpuset, cpus) &&
+            (best == NULL || hwloc_bitmap_weight(node->cpuset) < hwloc_bitmap_weight(best->cpuset)))
+            best = node;
+    return best != NULL ? best->os_index : TOPOLOGY_NONE;
+}
+
+static struct topology_core core_of(hwloc_topology_t t, hwloc_obj_t object,
+                                    hwloc_const_cpuset_t usable)
+{
+    struct topology_core c = {.number = object->logical_index,
+                              .node = node_of(t, usable),
+                              .l3 = TOPOLOGY_NONE,
+                              .kind = kind_of(t, usable).rank};
+    unsigned cpu;
+    hwloc_bitmap_foreach_begin(cpu, usable) if (c.n_siblings < TOPOLOGY_SIBLINGS_MAX)
+        c.siblings[c.n_siblings++] = cpu;
+    hwloc_bitmap_foreach_end();
+    for (hwloc_obj_t up = object->parent; up != NULL; up = up->parent) {
+        if (up->type == HWLOC_OBJ_PACKAGE) {
+            c.package = up->logical_index;
+        } else if (up->type == HWLOC_OBJ_L2CACHE) {
+            c.l2_kib = (uint32_t)(up->attr->cache.size >> 10);
+        } else if (up->type == HWLOC_OBJ_L3CACHE) {
+            c.l3 = up->logical_index;
+            c.l3_kib = (uint32_t)(up->attr->cache.size >> 10);
         }
+    }
     return c;
 }
 
-static uint32_t count_nodes(const struct core *cores, uint32_t n)
+static void mark_slow(hwloc_topology_t t, struct topology *ret)
 {
-    uint32_t nodes = 0;
-    for (uint32_t i = 0; i < n; i++) {
+    struct kind fastest = {.rank = INT_MIN};
+    hwloc_bitmap_t cpus = hwloc_bitmap_alloc();
+    for (int pass = 0; pass < 2 && cpus != NULL; pass++)
+        for (uint32_t i = 0; i < ret->n_cpus; i++) {
+            hwloc_bitmap_only(cpus, ret->cores[i].siblings[0]);
+            struct kind k = kind_of(t, cpus);
+            if (pass == 0 && k.rank > fastest.rank)
+                fastest = k;
+            else if (pass == 1)
+                ret->n_slow += ret->cores[i].slow = is_slow(&k, &fastest);
+        }
+    hwloc_bitmap_free(cpus);
+}
+
+/* How many different values a field of the cores has. */
+static uint32_t count_different(const struct topology *t, size_t field)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < t->n_cpus; i++) {
+        const char *value = (const char *)&t->cores[i] + field;
         uint32_t k = 0;
-        while (k < i && cores[k].node != cores[i].node)
+        while (k < i && memcmp((const char *)&t->cores[k] + field, value, sizeof(uint32_t)) != 0)
             k++;
-        nodes += k == i;
+        n += k == i;
     }
-    return nodes;
+    return n;
+}
+
+static void take_nodes(hwloc_topology_t t, struct topology *ret)
+{
+    hwloc_const_nodeset_t allowed = hwloc_topology_get_allowed_nodeset(t);
+    hwloc_obj_t object = NULL;
+    while ((object = hwloc_get_next_obj_by_type(t, HWLOC_OBJ_NUMANODE, object)) != NULL &&
+           ret->n_memory_nodes < TOPOLOGY_NODES_MAX) {
+        if (!hwloc_bitmap_isset(allowed, object->os_index))
+            continue;
+        struct topology_node *node = &ret->nodes[ret->n_memory_nodes++];
+        *node = (struct topology_node){.number = object->os_index,
+                                       .bytes = object->attr->numanode.local_memory};
+        for (uint32_t i = 0; i < ret->n_cpus; i++)
+            node->n_cores += ret->cores[i].node == node->number;
+    }
 }
 
 /* Machines that do not tell their cores count each processor as one. */
@@ -103,28 +204,72 @@ static int take_cores(hwloc_topology_t t, struct topology *ret)
     hwloc_const_cpuset_t allowed = hwloc_topology_get_allowed_cpuset(t);
     hwloc_obj_type_t type =
         hwloc_get_nbobjs_by_type(t, HWLOC_OBJ_CORE) > 0 ? HWLOC_OBJ_CORE : HWLOC_OBJ_PU;
-    struct core *cores = calloc(TOPOLOGY_CPUS_MAX, sizeof *cores);
     hwloc_bitmap_t usable = hwloc_bitmap_alloc();
-    uint32_t n = 0;
     hwloc_obj_t object = NULL;
-    while (cores != NULL && usable != NULL && n < TOPOLOGY_CPUS_MAX &&
+    if (usable == NULL)
+        return -ENOMEM;
+    while (ret->n_cpus < TOPOLOGY_CPUS_MAX &&
            (object = hwloc_get_next_obj_by_type(t, type, object)) != NULL) {
         hwloc_bitmap_and(usable, object->cpuset, allowed);
         if (!hwloc_bitmap_iszero(usable))
-            cores[n++] = core_of(t, usable);
+            ret->cores[ret->n_cpus++] = core_of(t, object, usable);
     }
-    if (n > 0) {
-        qsort(cores, n, sizeof *cores, core_compare);
-        for (uint32_t i = 0; i < n; i++)
-            ret->cpus[i] = cores[i].cpu;
-        ret->n_cpus = n;
-        ret->n_nodes = count_nodes(cores, n);
-        ret->n_threads = (uint32_t)hwloc_bitmap_weight(allowed);
-    }
-    int r = cores == NULL || usable == NULL ? -ENOMEM : n == 0 ? -ENODEV : 0;
     hwloc_bitmap_free(usable);
-    free(cores);
-    return r;
+    if (ret->n_cpus == 0)
+        return -ENODEV;
+    mark_slow(t, ret);
+    qsort(ret->cores, ret->n_cpus, sizeof ret->cores[0], core_compare);
+    for (uint32_t i = 0; i < ret->n_cpus; i++)
+        ret->cpus[i] = ret->cores[i].siblings[0];
+    ret->n_nodes = count_different(ret, offsetof(struct topology_core, node));
+    ret->n_packages = count_different(ret, offsetof(struct topology_core, package));
+    ret->n_threads = (uint32_t)hwloc_bitmap_weight(allowed);
+    take_nodes(t, ret);
+    return 0;
+}
+
+/* ---- who is where ---------------------------------------------------------------------------- */
+
+/* The first rules of topology.h. */
+static uint32_t threads_of(const struct topology *t)
+{
+    uint32_t fast = t->n_cpus - t->n_slow;
+    /* A thread more than the quota feeds would make all others wait for it. */
+    uint32_t fed = t->quota_percent == 0 ? UINT32_MAX : t->quota_percent / 100;
+    uint32_t n = fast >= TOPOLOGY_FAST_MIN ? fast : t->n_cpus;
+    if (n == t->n_cpus && n >= TOPOLOGY_SPARE_MIN)
+        n--;
+    if (n > fed)
+        n = fed;
+    return n > 0 ? n : 1;
+}
+
+void topology_place(const struct topology *t, uint32_t n_threads, struct topology_places *ret)
+{
+    ret->n_nodes = ret->n_others = 0;
+    for (uint32_t i = 0; i < n_threads; i++) {
+        uint32_t k = 0, node = t->cores[i].node == TOPOLOGY_NONE ? 0 : t->cores[i].node;
+        while (k < ret->n_nodes && ret->nodes[k] != node)
+            k++;
+        if (k == ret->n_nodes && k < TOPOLOGY_NODES_MAX)
+            ret->nodes[ret->n_nodes++] = node;
+        ret->worker_nodes[i] = k < TOPOLOGY_NODES_MAX ? k : 0;
+    }
+    for (uint32_t i = n_threads; i < t->n_cpus; i++)
+        for (uint32_t k = 0; k < t->cores[i].n_siblings && ret->n_others < TOPOLOGY_CPUS_MAX; k++)
+            ret->others[ret->n_others++] = t->cores[i].siblings[k];
+}
+
+int topology_keep_off(const struct topology_places *places)
+{
+    cpu_set_t set[16]; /* 16,384 processors */
+    if (places->n_others == 0)
+        return 0;
+    CPU_ZERO_S(sizeof set, set);
+    for (uint32_t i = 0; i < places->n_others; i++)
+        if (places->others[i] < 8 * sizeof set)
+            CPU_SET_S(places->others[i], sizeof set, set);
+    return sched_setaffinity(0, sizeof set, set) < 0 ? -errno : 0;
 }
 
 /* ---- limits of the control group, and memory ------------------------------------------------- */
@@ -292,21 +437,22 @@ static void describe(struct topology *t)
 
 int topology_discover(struct topology *ret, const char *description)
 {
-    struct topology t = {0};
     hwloc_topology_t h = NULL;
-    int r = load(description, &h);
-    if (r < 0)
+    struct topology *t = calloc(1, sizeof *t);
+    int r = t != NULL ? load(description, &h) : -ENOMEM;
+    if (r == 0) {
+        r = take_cores(h, t);
+        hwloc_topology_destroy(h);
+    }
+    if (r < 0) {
+        free(t);
         return r;
-    r = take_cores(h, &t);
-    hwloc_topology_destroy(h);
-    if (r < 0)
-        return r;
+    }
     if (description == NULL)
-        topology_limits("", &t);
-    /* A thread more than the quota feeds would make all others wait for it. */
-    uint32_t fed = t.quota_percent == 0 ? UINT32_MAX : t.quota_percent / 100;
-    t.default_threads = fed < t.n_cpus ? (fed > 0 ? fed : 1) : t.n_cpus;
-    describe(&t);
-    *ret = t;
+        topology_limits("", t);
+    t->default_threads = threads_of(t);
+    describe(t);
+    *ret = *t;
+    free(t);
     return 0;
 }

@@ -97,6 +97,161 @@ static void nonsense_is_refused(void **state)
     assert_int_equal(t.n_cpus, 77);
 }
 
+/* ---- machines that are not here -------------------------------------------------------------- */
+
+static void discover_file(const char *name, struct topology *ret)
+{
+    char path[128], *text = calloc(1, 1 << 16);
+    assert_non_null(text);
+    snprintf(path, sizeof path, "tests/data/topology/%s.xml", name);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    assert_in_range(fread(text, 1, (1 << 16) - 1, f), 1, (1 << 16) - 2);
+    fclose(f);
+    assert_int_equal(topology_discover(ret, text), 0);
+    free(text);
+}
+
+#define END UINT32_MAX
+
+/* What topology_place() makes of the default number of threads. */
+struct machine {
+    const char *name;
+    uint32_t n_nodes, n_packages, n_memory_nodes, n_slow;
+    uint32_t workers[16], worker_nodes[16]; /* processors; the operating system's nodes */
+    uint32_t others[16];
+};
+
+static const struct machine machines[] = {
+    {"two-sockets", 2, 2, 2, 0, {0, 1, 2, 3, 4, 5, 6, END}, {0, 0, 0, 0, 1, 1, 1}, {7, 15, END}},
+    {"sub-numa",
+     4,
+     2,
+     4,
+     0,
+     {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, END},
+     {0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3},
+     {11, 23, END}},
+    {"smt", 1, 1, 1, 0, {0, 1, 2, 3, 4, 5, 6, END}, {0}, {7, 15, END}},
+    /* Six fast cores of two threads, eight slow ones: the slow ones are the other threads'. */
+    {"hybrid", 1, 1, 1, 8, {0, 2, 4, 6, 8, 10, END}, {0}, {12, 14, 16, 18, 20, 22, 24, 26, END}},
+    /* Two fast ones are too few: all work, the fast ones first. */
+    {"hybrid-two-fast", 1, 1, 1, 8, {0, 1, 2, 3, 4, 5, 6, 7, 8, END}, {0}, {9, END}},
+    {"big-little", 1, 1, 1, 4, {4, 5, 6, 7, END}, {0}, {0, 1, 2, 3, END}},
+    /* 4.9 instead of 4.6 GHz makes no slow cores, but goes first. */
+    {"favoured-cores", 1, 1, 1, 0, {2, 3, 0, 1, 4, 5, 6, END}, {0}, {7, END}},
+    /* Processors 2-5 and 11-13 of sixteen: core 2 without its second thread. */
+    {"cpuset", 2, 2, 2, 0, {2, 3, 4, 5, END}, {0, 0, 1, 1}, {END}},
+    {"memory-only-node", 2, 2, 3, 0, {0, 1, 2, 3, 4, 5, 6, END}, {0, 0, 0, 0, 1, 1, 1}, {7, END}},
+    /* Core 1 is offline, cores 3 and 9 of the others by a thread: 5 cores, none to spare. */
+    {"offline", 1, 1, 1, 0, {0, 2, 4, 5, 7, END}, {0}, {END}},
+};
+
+static void expect_list(const char *name, const uint32_t *want, const uint32_t *got, uint32_t n)
+{
+    uint32_t i = 0;
+    for (; want[i] != END; i++)
+        if (i >= n || want[i] != got[i])
+            fail_msg("%s: number %u is %u, not %u", name, i, i < n ? got[i] : END, want[i]);
+    if (i != n)
+        fail_msg("%s: there are %u, not %u", name, n, i);
+}
+
+static void machines_as_files(void **state)
+{
+    (void)state;
+    static struct topology t;
+    static struct topology_places p;
+    for (size_t i = 0; i < sizeof machines / sizeof machines[0]; i++) {
+        const struct machine *m = &machines[i];
+        print_message("%s\n", m->name);
+        discover_file(m->name, &t);
+        assert_int_equal(t.n_nodes, m->n_nodes);
+        assert_int_equal(t.n_packages, m->n_packages);
+        assert_int_equal(t.n_memory_nodes, m->n_memory_nodes);
+        assert_int_equal(t.n_slow, m->n_slow);
+        topology_place(&t, t.default_threads, &p);
+        assert_int_equal(p.n_nodes, m->n_nodes);
+        expect_list(m->name, m->workers, t.cpus, t.default_threads);
+        expect_list(m->name, m->others, p.others, p.n_others);
+        for (uint32_t k = 0; k < t.default_threads; k++)
+            assert_int_equal(p.nodes[p.worker_nodes[k]], m->worker_nodes[k]);
+    }
+}
+
+/* --threads takes the slow cores last, and leaves whole cores to the others. */
+static void more_and_fewer_threads(void **state)
+{
+    (void)state;
+    static struct topology t;
+    static struct topology_places p;
+    discover_file("hybrid", &t);
+    topology_place(&t, 9, &p);
+    assert_int_equal(t.cpus[6], 12);
+    expect_list("others of nine", (const uint32_t[]){18, 20, 22, 24, 26, END}, p.others,
+                p.n_others);
+    topology_place(&t, t.n_cpus, &p);
+    assert_int_equal(p.n_others, 0);
+    discover_file("sub-numa", &t);
+    topology_place(&t, 3, &p);
+    assert_int_equal(p.n_nodes, 1); /* all on the first node, and so is their memory */
+    assert_int_equal(p.nodes[0], 0);
+    assert_int_equal(p.n_others, 18);
+}
+
+static void the_drawing(void **state)
+{
+    (void)state;
+    static struct topology t;
+    discover_file("memory-only-node", &t);
+    char *text = topology_draw(&t, 7);
+    assert_non_null(text);
+    const char *first = strstr(text, "package 0, node 0, L3 0 of 32.0 MiB\n  core 0   cpu 0");
+    const char *second = strstr(text, "package 1, node 1, L3 1 of 32.0 MiB\n  core 4   cpu 4");
+    assert_true(first != NULL && second > first);
+    const char *last = strstr(text, "  core 6   cpu 6  worker 6");
+    const char *free_core = strstr(text, "  core 7   cpu 7");
+    assert_true(last > second && free_core > last);
+    assert_null(strstr(text, "worker 7"));
+    assert_true(strstr(text, "  node 2  256.0 GiB") != NULL ||
+                strstr(text, "  node 0  256.0 GiB") != NULL);
+    assert_non_null(strstr(text, "; no cores: used when the others are full\n"));
+    assert_non_null(strstr(text, "test_topology")); /* this very thread */
+    free(text);
+}
+
+/* A core that a thread is pinned to shows its name. */
+static void a_pinned_thread_is_drawn(void **state)
+{
+    (void)state;
+    static struct topology t;
+    static struct topology_places p;
+    cpu_set_t old;
+    assert_int_equal(topology_discover(&t, NULL), 0);
+    if (t.n_cpus < 2) {
+        print_message("skip - one core\n");
+        skip();
+    }
+    assert_int_equal(sched_getaffinity(0, sizeof old, &old), 0);
+    topology_place(&t, t.n_cpus - 1, &p);
+    assert_int_equal(topology_keep_off(&p), 0);
+    char *text = topology_draw(&t, t.n_cpus - 1);
+    cpu_set_t now;
+    assert_int_equal(sched_getaffinity(0, sizeof now, &now), 0);
+    assert_int_equal(sched_setaffinity(0, sizeof old, &old), 0);
+    assert_int_equal(CPU_COUNT(&now), t.cores[t.n_cpus - 1].n_siblings);
+    assert_true(CPU_ISSET(t.cpus[t.n_cpus - 1], &now));
+    char line[64];
+    assert_non_null(text);
+    snprintf(line, sizeof line, "  core %-3u cpu %u", t.cores[t.n_cpus - 1].number,
+             t.cpus[t.n_cpus - 1]);
+    const char *at = strstr(text, line);
+    assert_non_null(at);
+    const char *name = strstr(at, "test_topology");
+    assert_true(name != NULL && name < strchr(at, '\n'));
+    free(text);
+}
+
 /* ---- this machine ---------------------------------------------------------------------------- */
 
 static void this_machine(void **state)
@@ -266,6 +421,10 @@ int main(void)
         cmocka_unit_test(more_cores_than_are_used),
         cmocka_unit_test(forbidden_cores_are_left_out),
         cmocka_unit_test(nonsense_is_refused),
+        cmocka_unit_test(machines_as_files),
+        cmocka_unit_test(more_and_fewer_threads),
+        cmocka_unit_test(the_drawing),
+        cmocka_unit_test(a_pinned_thread_is_drawn),
         cmocka_unit_test(this_machine),
         cmocka_unit_test(affinity_is_respected),
         cmocka_unit_test_setup_teardown(no_group_no_limit, make_root, remove_root),

@@ -105,6 +105,7 @@ struct config {
     uint32_t drain_timeout_s;
     const char *policies[CONFIG_POLICIES_MAX]; /* for policy_parse(); one for a user at the most */
     uint32_t n_policies;
+    uint32_t huge_pages; /* enum memory_huge */
     enum loop_kind event_loop;
     int log_level; /* enum log_level */
     uint32_t spin_us;

@@ -8,6 +8,7 @@
 #include "config_internal.h"
 
 #include "base/log.h"
+#include "memory.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -24,6 +25,11 @@ static const struct config_choice log_levels[] = {{"error", LOG_LEVEL_ERROR},
                                                   {"warning", LOG_LEVEL_WARNING},
                                                   {"info", LOG_LEVEL_INFO},
                                                   {"debug", LOG_LEVEL_DEBUG},
+                                                  {NULL, 0}};
+static const struct config_choice huge_pages[] = {{"auto", MEMORY_HUGE_AUTO},
+                                                  {"transparent", MEMORY_HUGE_TRANSPARENT},
+                                                  {"explicit", MEMORY_HUGE_EXPLICIT},
+                                                  {"off", MEMORY_HUGE_OFF},
                                                   {NULL, 0}};
 static const struct config_choice newcomers[] = {
     {"none", CONFIG_NEWCOMERS_NONE}, {"default", 0}, {NULL, 0}};
@@ -65,7 +71,9 @@ const struct config_rule config_rules[] = {
     {"device", "NAME", KIND_WORD, EACH, AT(model_device), MODEL_AT(device), .letters = DEVICE_LETTERS,
      .what = "a device's name, such as auto or cuda:0", .fallback = "auto", .help = "the backend's device that holds a model"},
     {"threads", "N", KIND_NUMBER, BOTH, AT(threads), .max = CONFIG_THREADS_MAX, .fallback = "0",
-     .remark = "one per core", .help = "computing threads"},
+     .remark = "one per fast core", .help = "computing threads"},
+    {"huge-pages", "KIND", KIND_CHOICE, BOTH | ONLY_SERVES, AT(huge_pages), .choices = huge_pages, .fallback = "auto",
+     .help = "auto, transparent, explicit (those set aside) or off"},
     {"ctx", "N", KIND_NUMBER, EACH, AT(n_context), MODEL_AT(n_context), .max = CONFIG_CONTEXT_MAX,
      .fallback = "0", .remark = "the model's own", .help = "tokens of the longest sequence"},
     {"parallel", "N", KIND_NUMBER, EACH, AT(parallel), MODEL_AT(parallel), .min = 1, .max = CONFIG_PARALLEL_MAX,

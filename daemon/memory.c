@@ -4,21 +4,33 @@
  * back returns it to the system at once. From 2 MiB on a block starts at a huge page and asks for
  * huge pages: a decode step walks all weights, and with 4 KiB pages it would miss the TLB on each.
  *
+ * Placement on a NUMA node is MPOL_PREFERRED and not MPOL_BIND: a full node costs speed, not the
+ * process. Nodes without a worker are used for nothing but overflow.
+ *
  * Invariant: the sum of all purposes equals the total, and no account goes below zero. */
 #include "memory.h"
 
 #include "base/log.h"
 
 #include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define MAPPED_BYTES ((size_t)128 << 10)
 #define HUGE_BYTES   ((size_t)2 << 20)
 #define ALIGNMENT    64u
+#define OS_NODES_MAX 1024u
+
+#ifndef MAP_HUGE_2MB
+#define MAP_HUGE_2MB (21 << 26)
+#endif
 
 /* False when it would pass limit (0: none). */
 static bool account_add(struct memory_account *a, uint64_t bytes, uint64_t limit)
@@ -49,29 +61,43 @@ static size_t mapped_bytes(size_t bytes)
     return bytes > SIZE_MAX - page ? 0 : (bytes + page - 1) & ~(page - 1);
 }
 
-static void *map_pages(size_t bytes)
+static void *map_pages(size_t bytes, int flags)
 {
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
     return p == MAP_FAILED ? NULL : p;
 }
 
 /* bytes is a multiple of HUGE_BYTES. Maps more and cuts off what lies before and behind. */
-static void *map_huge(size_t bytes)
+static void *map_aligned(size_t bytes, int advice)
 {
     if (bytes > SIZE_MAX - HUGE_BYTES)
         return NULL;
-    uint8_t *p = map_pages(bytes + HUGE_BYTES);
+    uint8_t *p = map_pages(bytes + HUGE_BYTES, 0);
     if (p == NULL)
         return NULL;
     size_t before = -(uintptr_t)p & (HUGE_BYTES - 1);
     if (before > 0)
         munmap(p, before);
     munmap(p + before + bytes, HUGE_BYTES - before);
-    madvise(p + before, bytes, MADV_HUGEPAGE); /* a hint: kernels may be built without */
+    madvise(p + before, bytes, advice); /* a hint: kernels may be built without */
     return p + before;
 }
 
-static void *block_new(size_t bytes)
+static void *map_huge(struct memory *m, size_t bytes)
+{
+    if (m->huge == MEMORY_HUGE_EXPLICIT) {
+        void *p = map_pages(bytes, MAP_HUGETLB | MAP_HUGE_2MB);
+        if (p != NULL)
+            return p;
+        if (!atomic_exchange(&m->huge_warned, true))
+            log_warning("--huge-pages explicit: the huge pages that are set aside (sysctl "
+                        "vm.nr_hugepages) do not hold %zu more; using transparent ones",
+                        bytes / HUGE_BYTES);
+    }
+    return map_aligned(bytes, m->huge == MEMORY_HUGE_OFF ? MADV_NOHUGEPAGE : MADV_HUGEPAGE);
+}
+
+static void *block_new(struct memory *m, size_t bytes)
 {
     if (bytes < MAPPED_BYTES) {
         void *p;
@@ -82,7 +108,7 @@ static void *block_new(size_t bytes)
     size_t mapped = mapped_bytes(bytes);
     if (mapped == 0)
         return NULL;
-    return bytes >= HUGE_BYTES ? map_huge(mapped) : map_pages(mapped);
+    return bytes >= HUGE_BYTES ? map_huge(m, mapped) : map_pages(mapped, 0);
 }
 
 void memory_init(struct memory *m, uint64_t limit_bytes)
@@ -91,11 +117,26 @@ void memory_init(struct memory *m, uint64_t limit_bytes)
     m->limit_bytes = limit_bytes;
 }
 
+void memory_set_huge(struct memory *m, enum memory_huge huge)
+{
+    char text[64] = "";
+    m->huge = huge;
+    if (huge != MEMORY_HUGE_TRANSPARENT && huge != MEMORY_HUGE_EXPLICIT)
+        return;
+    int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    if (fd >= 0)
+        close(fd);
+    if (huge == MEMORY_HUGE_TRANSPARENT && (n <= 0 || strstr(text, "[never]") != NULL))
+        log_warning("--huge-pages transparent: this system gives none; see "
+                    "/sys/kernel/mm/transparent_hugepage/enabled");
+}
+
 void *memory_take(struct memory *m, enum memory_purpose purpose, size_t bytes)
 {
     if (bytes == 0 || !account_add(&m->total, bytes, m->limit_bytes))
         return NULL;
-    void *block = block_new(bytes);
+    void *block = block_new(m, bytes);
     if (block == NULL) {
         account_remove(&m->total, bytes);
         return NULL;
@@ -131,6 +172,37 @@ uint64_t memory_peak_bytes(const struct memory *m)
     return atomic_load_explicit(&m->total.peak_bytes, memory_order_relaxed);
 }
 
+/* ---- NUMA nodes ------------------------------------------------------------------------------ */
+
+void memory_set_nodes(struct memory *m, const uint32_t *nodes, uint32_t n_nodes)
+{
+    m->n_nodes = n_nodes < MEMORY_NODES_MAX ? n_nodes : MEMORY_NODES_MAX;
+    memcpy(m->nodes, nodes, m->n_nodes * sizeof *nodes);
+}
+
+int memory_bind(void *memory, void *block, size_t bytes, int node)
+{
+    const struct memory *m = memory;
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const unsigned bits = 8 * sizeof(unsigned long);
+    unsigned long mask[OS_NODES_MAX / 8 / sizeof(unsigned long)] = {0};
+    uintptr_t first = ((uintptr_t)block + page - 1) & ~(page - 1);
+    uintptr_t end = ((uintptr_t)block + bytes) & ~(page - 1);
+    if (node < MEMORY_NODE_ALL || (node != MEMORY_NODE_ALL && (uint32_t)node >= m->n_nodes))
+        return -EINVAL;
+    for (uint32_t i = 0; i < m->n_nodes; i++)
+        if ((node == MEMORY_NODE_ALL || i == (uint32_t)node) && m->nodes[i] < OS_NODES_MAX)
+            mask[m->nodes[i] / bits] |= 1ul << m->nodes[i] % bits;
+    if (first >= end)
+        return 0;
+    int mode = node == MEMORY_NODE_ALL ? MPOL_INTERLEAVE : MPOL_PREFERRED;
+    /* One more than there are: the kernel leaves out the last bit. */
+    return syscall(SYS_mbind, first, end - first, mode, mask, (unsigned long)OS_NODES_MAX + 1, 0) <
+                   0
+               ? -errno
+               : 0;
+}
+
 /* ---- the table for backends ------------------------------------------------------------------ */
 
 static void *host_take(void *ctx, size_t bytes)
@@ -141,6 +213,11 @@ static void *host_take(void *ctx, size_t bytes)
 static void host_give(void *ctx, void *block, size_t bytes)
 {
     memory_give(ctx, MEMORY_BACKEND, block, bytes);
+}
+
+static int host_place(void *ctx, void *memory, size_t bytes, uint32_t node)
+{
+    return memory_bind(ctx, memory, bytes, node == INFER_NODE_ALL ? MEMORY_NODE_ALL : (int)node);
 }
 
 /* A backend's levels are the log's, but nothing holds it to them. */
@@ -166,4 +243,11 @@ void memory_host_init(struct memory *m, const uint32_t *cpus, uint32_t n_cpus,
         .cpus = cpus,
         .n_cpus = n_cpus,
     };
+}
+
+void memory_host_nodes(const struct memory *m, const uint32_t *nodes, struct infer_host *host)
+{
+    host->nodes = nodes;
+    host->n_nodes = m->n_nodes;
+    host->memory_place = host_place;
 }

@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include "base/log.h"
+#include "memory.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -65,6 +66,7 @@ static void defaults(void **state)
     assert_int_equal(config.k_type, INFER_TYPE_F16);
     assert_int_equal(config.v_type, INFER_TYPE_F16);
     assert_int_equal(config.event_loop, LOOP_AUTO);
+    assert_int_equal(config.huge_pages, MEMORY_HUGE_AUTO);
     assert_int_equal(config.log_level, LOG_LEVEL_INFO);
     assert_int_equal(config.spin_us, 50);
     assert_int_equal(config.slow_reader_preempt_s, 10);
@@ -132,7 +134,8 @@ static void everything_given(void **state)
     assert_int_equal(parse("--model a=/m/one.gguf --model=/m/Two.GGUF --socket /tmp/i.sock "
                            "--backend ref --backend-options x=1,y=2 --threads 3 --ctx 4096 "
                            "--parallel 256 --state-memory 3G --cache-type-k q4_0 "
-                           "--cache-type-v f16 --event-loop epoll --log-level debug --spin-us 0"),
+                           "--cache-type-v f16 --huge-pages explicit --event-loop epoll "
+                           "--log-level debug --spin-us 0"),
                      0);
     assert_int_equal(config.n_models, 2);
     assert_string_equal(config.models[0].name, "a");
@@ -149,6 +152,7 @@ static void everything_given(void **state)
     assert_int_equal(config.k_type, INFER_TYPE_Q4_0);
     assert_int_equal(config.v_type, INFER_TYPE_F16);
     assert_int_equal(config.event_loop, LOOP_EPOLL);
+    assert_int_equal(config.huge_pages, MEMORY_HUGE_EXPLICIT);
     assert_int_equal(config.log_level, LOG_LEVEL_DEBUG);
     assert_int_equal(config.spin_us, 0);
 }

@@ -189,12 +189,13 @@ static void mistakes_have_a_line(void **state)
     refused("[daemon]\nsocket = s\n", 2, "socket: 's' is not an absolute path");
     refused("[daemon]\nkeep-alive = 5min\n", 2,
             "keep-alive: '5min' is not a time from 0s to 2592000s, such as 90s, 5m, 4h or 2d");
-    refused("[daemon]\nhelp = yes\n", 2,
-            "'help' is no key of [daemon]; it has model-directory, socket, metrics-socket, "
-            "state-directory, backend, backend-options, device, threads, ctx, parallel, "
-            "state-memory, cache-type-k, cache-type-v, keep-alive, swap-memory, swap-file, "
-            "slow-reader-preempt, slow-reader-timeout, conversation-idle, fair-skips, "
-            "newcomer-slots, drain-timeout, event-loop, spin-us, log-level");
+    refused(
+        "[daemon]\nhelp = yes\n", 2,
+        "'help' is no key of [daemon]; it has model-directory, socket, metrics-socket, "
+        "state-directory, backend, backend-options, device, threads, huge-pages, ctx, parallel, "
+        "state-memory, cache-type-k, cache-type-v, keep-alive, swap-memory, swap-file, "
+        "slow-reader-preempt, slow-reader-timeout, conversation-idle, fair-skips, "
+        "newcomer-slots, drain-timeout, event-loop, spin-us, log-level");
     refused(
         "[model m]\nctx = 5\n", 1,
         "[model m] has no path, and there is no m.gguf in any model directory; add path = FILE");

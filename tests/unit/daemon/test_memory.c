@@ -3,14 +3,18 @@
 
 #include "base/log.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/mempolicy.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -143,6 +147,76 @@ static void the_host_of_a_backend(void **state)
     assert_non_null(strstr(line, "error: odd level\n"));
 }
 
+/* ---- NUMA nodes and huge pages --------------------------------------------------------------- */
+
+/* The policy of the page at p, and whether node 0 is among its nodes. */
+static int policy_at(void *p, bool *ret_node_0)
+{
+    int mode = -1;
+    unsigned long mask[16] = {0};
+    assert_int_equal(syscall(SYS_get_mempolicy, &mode, mask, 8 * sizeof mask, p, MPOL_F_ADDR), 0);
+    *ret_node_0 = mask[0] & 1;
+    return mode;
+}
+
+static void places_on_nodes(void **state)
+{
+    (void)state;
+    static const uint32_t nodes[] = {0}, of_cpus[] = {0, 0}, cpus[] = {0, 1};
+    const size_t bytes = 6u << 20;
+    struct memory m;
+    struct infer_host host;
+    bool node_0;
+    memory_init(&m, 0);
+    memory_host_init(&m, cpus, 2, &host);
+    assert_null(host.memory_place); /* of one node there is nothing to say */
+    memory_set_nodes(&m, nodes, 1);
+    memory_host_nodes(&m, of_cpus, &host);
+    assert_int_equal(host.n_nodes, 1);
+    assert_ptr_equal(host.nodes, of_cpus);
+    uint8_t *p = host.memory_take(host.ctx, bytes);
+    assert_non_null(p);
+    assert_int_equal((uintptr_t)p % INFER_PLACE_BYTES, 0);
+    int r = host.memory_place(host.ctx, p + 100, (4u << 20) - 100, 0);
+    if (r == -EPERM || r == -ENOSYS) {
+        print_message("skip - places_on_nodes: mbind: %s\n", strerror(-r));
+        skip();
+    }
+    assert_int_equal(r, 0);
+    assert_int_equal(host.memory_place(host.ctx, p + (4u << 20), 2u << 20, INFER_NODE_ALL), 0);
+    assert_int_equal(policy_at(p, &node_0), MPOL_DEFAULT); /* not wholly within */
+    assert_int_equal(policy_at(p + 4096, &node_0), MPOL_PREFERRED);
+    assert_true(node_0);
+    assert_int_equal(policy_at(p + (4u << 20), &node_0), MPOL_INTERLEAVE);
+    assert_int_equal(host.memory_place(host.ctx, p, 100, 0), 0); /* no whole page: nothing */
+    assert_int_equal(host.memory_place(host.ctx, p, bytes, 1), -EINVAL);
+    assert_int_equal(memory_bind(&m, p, bytes, -2), -EINVAL);
+    for (size_t i = 0; i < bytes; i += 4096)
+        assert_int_equal(p[i], 0);
+    host.memory_give(host.ctx, p, bytes);
+}
+
+/* Whichever kind of huge pages is asked for, there is memory. */
+static void huge_pages_of_every_kind(void **state)
+{
+    (void)state;
+    static const enum memory_huge kinds[] = {MEMORY_HUGE_AUTO, MEMORY_HUGE_TRANSPARENT,
+                                             MEMORY_HUGE_EXPLICIT, MEMORY_HUGE_OFF};
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        const size_t bytes = (5u << 20) + 123;
+        struct memory m;
+        memory_init(&m, 0);
+        memory_set_huge(&m, kinds[i]);
+        uint8_t *p = memory_take(&m, MEMORY_BACKEND, bytes);
+        assert_non_null(p);
+        assert_int_equal((uintptr_t)p % (2u << 20), 0);
+        for (size_t k = 0; k < bytes; k += 4096)
+            assert_int_equal(p[k]++, 0);
+        memory_give(&m, MEMORY_BACKEND, p, bytes);
+        assert_int_equal(memory_total_bytes(&m), 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -151,6 +225,8 @@ int main(void)
         cmocka_unit_test(impossible_sizes_are_refused),
         cmocka_unit_test(accounts_hold_in_many_threads),
         cmocka_unit_test(the_host_of_a_backend),
+        cmocka_unit_test(places_on_nodes),
+        cmocka_unit_test(huge_pages_of_every_kind),
     };
     unsetenv("JOURNAL_STREAM");
     return cmocka_run_group_tests(tests, NULL, NULL);

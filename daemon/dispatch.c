@@ -434,6 +434,8 @@ static void *prepare_main(void *arg)
             }
             if (m->kind == MESSAGE_SWAPPED)
                 swap_transfer(m->saved);
+            else if (m->job->ask.op == INFER_ABI_TOPOLOGY)
+                dispatch_draw_topology(d, m->job);
             else
                 job_prepare(m->job);
             /* The message that brought it brings it back: no memory is needed. */

@@ -42,6 +42,9 @@ struct dispatch_config {
     const char *state_directory;
     uint32_t spin_us; /* how long the engine thread polls before it sleeps */
     int cpu;          /* where the engine thread runs, beside the backend's workers; -1: anywhere */
+    /* The machine as text, to be freed; called on the preparing thread. NULL: UNSUPPORTED. */
+    char *(*draw_topology)(void *draw_ctx);
+    void *draw_ctx;
     struct loop *loop;
     struct status_page *page;    /* written ten times a second while anything runs */
     struct metrics_loads *loads; /* what loading counted, for METRICS; may be NULL */

@@ -212,6 +212,8 @@ void dispatch_describe_model(const struct engine_model *m, struct infer_model *r
 void dispatch_fill_status(const struct dispatch *d, struct infer_status *ret);
 int dispatch_models(const struct dispatch *d, struct job *job);
 int dispatch_status(struct dispatch *d, struct job *job);
+/* Preparing thread. */
+void dispatch_draw_topology(struct dispatch *d, struct job *job);
 void dispatch_read_memory(struct dispatch *d);
 void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
                          uint64_t to_us);

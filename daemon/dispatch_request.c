@@ -200,6 +200,14 @@ static int answer_at_once(struct dispatch *d, struct job *job)
         dispatch_hold_bytes(d, job);
         prepare(d, job);
         return 1;
+    case INFER_ABI_TOPOLOGY: /* reads files, so it is for the preparing thread */
+        job->phase = JOB_PREPARING;
+        if (d->started &&
+            dispatch_send(&d->prepare, (struct message){.kind = MESSAGE_PREPARED, .job = job}) == 0)
+            return 1;
+        dispatch_draw_topology(d, job);
+        dispatch_prepared(d, job);
+        return 1;
     case INFER_ABI_END:
         job->phase = JOB_DRAINING;
         end_request(d, job);

@@ -126,6 +126,22 @@ int dispatch_status(struct dispatch *d, struct job *job)
     return 0;
 }
 
+void dispatch_draw_topology(struct dispatch *d, struct job *job)
+{
+    if (d->config.draw_topology == NULL) {
+        report_fail(&job->report, INFER_E_UNSUPPORTED, "this daemon draws no topology");
+        return;
+    }
+    char *text = d->config.draw_topology(d->config.draw_ctx);
+    if (text == NULL) {
+        report_fail(&job->report, INFER_E_OUT_OF_MEMORY, "no memory for the drawing");
+        return;
+    }
+    job->result_what = INFER_ABI_BYTES;
+    job->result = (uint8_t *)text;
+    job->result_bytes = strlen(text);
+}
+
 static uint32_t state_of(const struct job *job)
 {
     if (job->started_us == 0)

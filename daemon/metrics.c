@@ -51,13 +51,12 @@ void metrics_refused(struct metrics *m, uint32_t user, enum metrics_limit limit)
 
 const char *const metrics_op_names[METRICS_OPS] = {"other",      "generate", "score",  "tokenize",
                                                    "detokenize", "status",   "models", "end",
-                                                   "forget",     "metrics"};
+                                                   "forget",     "topology", "metrics"};
 
 static enum metrics_op op_index(uint32_t op)
 {
-    return op >= INFER_ABI_GENERATE && op <= INFER_ABI_FORGET ? (enum metrics_op)op
-           : op == INFER_ABI_METRICS                          ? METRICS_OP_METRICS
-                                                              : METRICS_OP_OTHER;
+    return op >= INFER_ABI_GENERATE && op <= INFER_ABI_METRICS ? (enum metrics_op)op
+                                                               : METRICS_OP_OTHER;
 }
 
 static int error_index(int code)

@@ -70,6 +70,8 @@ struct ctl_options {
     uint32_t http;
     /* logs */
     uint32_t follow, lines, has_lines;
+    /* status */
+    uint32_t topology;
     /* score, perplexity, bench */
     uint32_t top, ctx, max_windows, prompt_tokens, tokens, repeats;
 };

@@ -98,6 +98,7 @@ static const struct option_row option_rows[] = {
     {"http", 0, OPTION_FLAG, AT(http), CTL_METRICS, NULL, "answer one HTTP request on standard input and output"},
     {"follow", 'f', OPTION_FLAG, AT(follow), CTL_LOGS, NULL, "go on with what comes"},
     {"lines", 'n', OPTION_LINES, AT(lines), CTL_LOGS, "N", "the last N lines"},
+    {"topology", 0, OPTION_FLAG, AT(topology), CTL_STATUS, NULL, "draw the machine: cores, threads, memory by node"},
     {"verbose", 'v', OPTION_FLAG, AT(verbose), ANSWER, NULL, "print timings on standard error at the end"},
     {"model", 'm', OPTION_STRING, AT(model), CTL_EVERY, "NAME", "model to use (the first that is served)"},
     {"socket", 0, OPTION_STRING, AT(socket), CTL_EVERY, "PATH", "the daemon's socket ($INFERD_SOCKET, ...)"},

@@ -194,6 +194,32 @@ static int fetch_models(struct ctl *ctl, struct infer_model **ret_models, size_t
     return 0;
 }
 
+/* `inferctl status --topology`. */
+static int topology_command(struct ctl *ctl)
+{
+    char *text;
+    size_t n;
+    int r = infer_topology(ctl->conn, &text, &n), result;
+
+    if (r < 0)
+        return ctl_fail_conn(ctl, r);
+    if (ctl->options.json) {
+        result = output_json(json_pack("{s:o}", "topology", output_json_text(text, n)));
+    } else {
+        for (size_t at = 0; at < n; at++) {
+            size_t line = 0;
+            while (at + line < n && text[at + line] != '\n')
+                line++;
+            term_write(stdout, text + at, line);
+            putchar('\n');
+            at += line;
+        }
+        result = ctl_finish_output(0);
+    }
+    infer_free(text);
+    return result;
+}
+
 int status_command(struct ctl *ctl)
 {
     struct infer_status status;
@@ -206,6 +232,8 @@ int status_command(struct ctl *ctl)
     result = ctl_connect(ctl);
     if (result)
         return result;
+    if (ctl->options.topology)
+        return topology_command(ctl);
     r = infer_status(ctl->conn, &status);
     if (r < 0)
         return ctl_fail_conn(ctl, r);

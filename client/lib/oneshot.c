@@ -152,7 +152,8 @@ API int infer_status(struct infer_conn *conn, struct infer_status *ret_status)
     return r;
 }
 
-API int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_bytes)
+/* A text that the daemon makes of itself. */
+static int call_text(struct infer_conn *conn, uint32_t op, char **ret_text, size_t *ret_bytes)
 {
     struct infer_request request;
     struct ask ask = {.request = &request};
@@ -161,13 +162,23 @@ API int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_byte
         return -INFER_E_INVALID;
     conn_check_fork(conn);
     infer_request_default(&request);
-    request.op = INFER_ABI_METRICS;
+    request.op = op;
     int r = call(conn, &ask, INFER_ABI_BYTES, 0, &g);
     if (r < 0)
         return r;
     *ret_text = (char *)g.data;
     *ret_bytes = g.bytes;
     return 0;
+}
+
+API int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_bytes)
+{
+    return call_text(conn, INFER_ABI_METRICS, ret_text, ret_bytes);
+}
+
+API int infer_topology(struct infer_conn *conn, char **ret_text, size_t *ret_bytes)
+{
+    return call_text(conn, INFER_ABI_TOPOLOGY, ret_text, ret_bytes);
 }
 
 /* END and FORGET: an id goes there, nothing but success or an error comes back. */

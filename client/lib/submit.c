@@ -70,7 +70,7 @@ static int add_input(struct infer_conn *c, const struct infer_request *request,
     int r = 0;
     if (submit->op == INFER_ABI_STATUS || submit->op == INFER_ABI_MODELS ||
         submit->op == INFER_ABI_END || submit->op == INFER_ABI_FORGET ||
-        submit->op == INFER_ABI_METRICS) {
+        submit->op == INFER_ABI_METRICS || submit->op == INFER_ABI_TOPOLOGY) {
         if (given != 0)
             return conn_fail(c, INFER_E_INVALID, "this operation takes no input");
         return 0;

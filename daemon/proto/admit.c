@@ -246,6 +246,7 @@ static uint32_t inputs_of(uint32_t op)
     case INFER_ABI_END:
     case INFER_ABI_FORGET:
     case INFER_ABI_METRICS:
+    case INFER_ABI_TOPOLOGY:
         return 1u; /* none */
     default:
         return 0;

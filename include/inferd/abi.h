@@ -156,6 +156,9 @@ enum infer_abi_op {
     INFER_ABI_END = 7, /* DONE */
     /* Ends the conversation submit.target. NOT_FOUND for an unknown id and another user's alike. */
     INFER_ABI_FORGET = 8, /* DONE */
+    /* The machine as text: cores, who works there, memory by node. For a person: no program can
+     * rely on its form. */
+    INFER_ABI_TOPOLOGY = 9, /* RESULT(BYTES)*, DONE; no payload, no model */
     /* OpenMetrics text 1.0.0. Sums for everybody; counts by user for root and the daemon's own
      * user, and of his own for everybody else. No payload, no model. */
     INFER_ABI_METRICS = 10, /* RESULT(BYTES)*, DONE */

@@ -255,6 +255,9 @@ int infer_status(struct infer_conn *conn, struct infer_status *ret_status);
  * user are in it for root and the daemon's own user; others get the sums and their own.
  * UNSUPPORTED from an older daemon. */
 int infer_metrics(struct infer_conn *conn, char **ret_text, size_t *ret_bytes);
+/* The daemon's machine as text for a person: packages, nodes, caches and cores, which of the
+ * daemon's threads is where, and its memory by node. To be freed with infer_free(). */
+int infer_topology(struct infer_conn *conn, char **ret_text, size_t *ret_bytes);
 
 /* Ends the request with this daemon-wide id (infer_event.id, infer_page), of any connection: one's
  * own, or anybody's for root and the user the daemon runs as. Uniformly NOT_FOUND otherwise. */

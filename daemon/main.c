@@ -35,6 +35,7 @@
 struct daemon {
     const struct config *config;
     struct topology topology;
+    struct topology_places places;
     struct memory memory;
     struct infer_host host;
     struct loop *loop;
@@ -186,20 +187,45 @@ static int load_backend(struct daemon *d, struct report *report)
                     d->topology.n_cpus);
         threads = d->topology.n_cpus;
     }
+    topology_place(&d->topology, threads, &d->places);
     memory_init(&d->memory, 0);
+    memory_set_huge(&d->memory, d->config->huge_pages);
     memory_host_init(&d->memory, d->topology.cpus, threads, &d->host);
-    return backend_load(d->config->backend, d->config->backend_options, &d->host, &d->backend,
-                        report);
+    if (d->topology.n_memory_nodes > 1) {
+        memory_set_nodes(&d->memory, d->places.nodes, d->places.n_nodes);
+        memory_host_nodes(&d->memory, d->places.worker_nodes, &d->host);
+    }
+    int rc =
+        backend_load(d->config->backend, d->config->backend_options, &d->host, &d->backend, report);
+    /* After the workers, which have their cores; what else starts follows this thread. */
+    int kept = rc == 0 ? topology_keep_off(&d->places) : 0;
+    if (kept < 0)
+        log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-kept));
+    return rc;
 }
 
-static struct loader_options loader_options(const struct config *c, const struct topology *t)
+static char *draw_topology(void *daemon)
 {
+    const struct daemon *d = daemon;
+    return topology_draw(&d->topology, d->host.n_cpus);
+}
+
+static struct loader_options loader_options(struct daemon *d)
+{
+    const struct config *c = d->config;
+    struct stream_options stream = {.huge_pages = c->huge_pages == MEMORY_HUGE_EXPLICIT};
+    if (d->topology.n_memory_nodes > 1) { /* all workers read the buffers */
+        stream.bind = memory_bind;
+        stream.bind_ctx = &d->memory;
+        stream.node = MEMORY_NODE_ALL;
+    }
     return (struct loader_options){.n_context = c->n_context,
                                    .parallel = c->parallel,
                                    .state_memory = c->state_memory_bytes,
                                    .k_type = c->k_type,
                                    .v_type = c->v_type,
-                                   .memory_available = t->memory_available};
+                                   .memory_available = d->topology.memory_available,
+                                   .stream = stream};
 }
 
 struct loading {
@@ -219,7 +245,7 @@ static void show_loading(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
 
 static int load_model(struct daemon *d, const struct config_model *from, struct report *report)
 {
-    struct loader_options options = loader_options(d->config, &d->topology);
+    struct loader_options options = loader_options(d);
     struct loading loading = {d, from->name};
     struct engine_model *m = &d->models[d->n_models];
     options.loads = &d->loads;
@@ -305,6 +331,8 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .state_directory = c->state_directory,
                                      .spin_us = c->spin_us,
                                      .cpu = d->host.n_cpus > 1 ? (int)d->host.cpus[0] : -1,
+                                     .draw_topology = draw_topology,
+                                     .draw_ctx = d,
                                      .loop = d->loop,
                                      .loads = &d->loads,
                                      .n_starts = count_start(c),

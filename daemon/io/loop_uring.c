@@ -23,6 +23,7 @@
 #include "io/loop_impl.h"
 
 #include "base/clock.h"
+#include "io/ring.h"
 
 #include <errno.h>
 #include <liburing.h>
@@ -220,8 +221,7 @@ static int uring_start(struct loop *l)
     struct loop_uring *u = l->impl;
     if (u->enabled)
         return 0;
-    /* liburing 2.3 declares io_uring_enable_rings() but does not export it. */
-    int r = io_uring_register((unsigned)u->ring.ring_fd, IORING_REGISTER_ENABLE_RINGS, NULL, 0);
+    int r = ring_enable(&u->ring);
     if (r < 0)
         return r;
     u->enabled = true;
@@ -248,9 +248,11 @@ static void uring_done(struct loop *l)
     free(u);
 }
 
-/* The newest set of flags that the kernel knows. */
+/* The newest set of flags that the kernel knows. The ring can do what this file does with it. */
 static int setup_ring(struct io_uring *ring, unsigned without)
 {
+    static const uint8_t opcodes[] = {IORING_OP_ACCEPT, IORING_OP_RECVMSG, IORING_OP_POLL_ADD,
+                                      IORING_OP_ASYNC_CANCEL};
     static const unsigned flag_sets[] = {
         IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, /* 6.1 */
         IORING_SETUP_COOP_TASKRUN,                               /* 5.19 */
@@ -261,6 +263,11 @@ static int setup_ring(struct io_uring *ring, unsigned without)
         struct io_uring_params params = {.flags = flag_sets[i] | IORING_SETUP_R_DISABLED};
         r = io_uring_queue_init_params(ENTRIES, ring, &params);
     }
+    if (r < 0)
+        return r;
+    r = ring_restrict(ring, opcodes, sizeof opcodes);
+    if (r < 0)
+        io_uring_queue_exit(ring);
     return r;
 }
 

@@ -2,7 +2,9 @@
  * reap(). The slots' memory is registered, so that the kernel neither looks up nor pins its pages
  * for each read; where the limit on locked memory forbids that, reads name the memory themselves.
  *
- * Opcodes: READ_FIXED or READ, ASYNC_CANCEL. Everything is called by the reading thread. */
+ * Opcodes: READ_FIXED or READ, ASYNC_CANCEL; the ring takes no others. Everything is called by the
+ * reading thread, but for the start. */
+#include "io/ring.h"
 #include "io/stream_impl.h"
 
 #include <assert.h>
@@ -100,13 +102,27 @@ int stream_uring_init(struct stream *s, bool *ret_registered)
     struct queue *q = calloc(1, sizeof *q);
     if (q == NULL)
         return -ENOMEM;
-    r = io_uring_queue_init(2 * s->n_slots, &q->ring, 0);
+    r = io_uring_queue_init(2 * s->n_slots, &q->ring, IORING_SETUP_R_DISABLED);
     if (r < 0) {
         free(q);
         return r;
     }
     struct iovec all = {s->buffers, s->n_slots * s->plan.read_bytes};
     q->fixed = io_uring_register_buffers(&q->ring, &all, 1) == 0;
+    /* TIMEOUT is how liburing waits for a while on kernels before 5.11. */
+    const uint8_t opcodes[] = {
+        q->fixed ? IORING_OP_READ_FIXED : IORING_OP_READ,
+        IORING_OP_ASYNC_CANCEL,
+        q->ring.features & IORING_FEAT_EXT_ARG ? IORING_OP_ASYNC_CANCEL : IORING_OP_TIMEOUT,
+    };
+    r = ring_restrict(&q->ring, opcodes, sizeof opcodes);
+    if (r == 0)
+        r = ring_enable(&q->ring);
+    if (r < 0) {
+        io_uring_queue_exit(&q->ring);
+        free(q);
+        return r;
+    }
     s->queue_state = q;
     s->queue = &queue;
     *ret_registered = q->fixed;

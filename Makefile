@@ -56,7 +56,7 @@ rooms := base io proto model kv sched engine
 room_objects = $(patsubst %.c,$(O)/%.o,$(wildcard daemon/$(1)/*.c))
 room_archive = $(B)/lib/$(1).a
 daemon_objects := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/*.c))
-daemon_libs := -luring -lhwloc -lpcre2-8 -lsystemd -lpthread -lm -ldl
+daemon_libs := -luring -lhwloc -lseccomp -lpcre2-8 -lsystemd -lpthread -lm -ldl
 room_archives := $(foreach r,engine sched kv model proto io base,$(call room_archive,$(r)))
 
 backends := $(patsubst kernels/%/,%,$(wildcard kernels/*/))
@@ -210,13 +210,14 @@ $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
 $(B)/tests/unit/daemon/test_metrics: $(O)/daemon/metrics_text.o $(O)/tests/support/openmetrics.o
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
 $(B)/tests/unit/daemon/test_topology: $(O)/daemon/topology_draw.o
+$(B)/tests/unit/daemon/test_sandbox: $(call room_archive,io)
 $(B)/tests/unit/daemon/test_config $(B)/tests/unit/daemon/test_config_file: $(config_objects)
 $(B)/tests/unit/daemon/test_selftest: $(O)/daemon/backend_load.o $(O)/daemon/memory.o | $(backend_libs)
 $(B)/tests/unit/daemon/test_notify: $(call room_archive,io)
 $(B)/tests/unit/daemon/test_%: $(O)/tests/unit/daemon/test_%.o $(O)/daemon/%.o $(call room_archive,base)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
-	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(daemon_libs)
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group -lcmocka $(daemon_libs)
 
 $(B)/tests/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) $(backend_libs)
 	@mkdir -p $(@D)

@@ -16,6 +16,7 @@
 #include "metrics.h"
 #include "notify.h"
 #include "policy.h"
+#include "sandbox.h"
 #include "selftest.h"
 #include "server.h"
 #include "topology.h"
@@ -391,7 +392,11 @@ static int start(struct daemon *d, struct report *report)
     d->backend.api->describe(d->backend.instance, &device);
     log_info("inferd " INFERD_VERSION ", %s, backend %s: %s, event loop %s", d->topology.text,
              d->backend.api->name, device.name, loop_name(d->loop));
-    return start_serving(d, report);
+    rc = start_serving(d, report);
+    char note[SANDBOX_NOTE_MAX];
+    if (rc == 0 && sandbox_enter(d->backend.api->name, note) < 0)
+        log_warning("%s", note);
+    return rc;
 }
 
 static void stop(struct daemon *d)

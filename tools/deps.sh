@@ -16,6 +16,7 @@ make            the build
 libc6-dev       the C library's headers
 liburing-dev    io_uring, the daemon's event loop
 libhwloc-dev    the machine's cores, for thread placement
+libseccomp-dev  the daemon's filter of system calls
 libpcre2-dev    the tokenizers' regular expressions
 libsystemd-dev  the service manager's sockets, the journal
 libedit-dev     line editing in inferctl chat

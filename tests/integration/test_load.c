@@ -17,6 +17,9 @@
 
 /* The head of the file is read through the page cache: keys, vocabulary, the list of tensors. */
 #define HEAD_BYTES ((size_t)8 << 20)
+/* The system takes cold pages away by itself, here and there. A load that does it does it each
+ * time. */
+#define TRIES 5
 
 static char copy[128];
 static int file = -1;
@@ -92,47 +95,47 @@ static void load(char **ret_log)
     daemon_done(&d);
 }
 
-/* None came in; beyond `spare`, none went. The system takes cold pages away by itself, here and
- * there; a load that drops what it read takes runs of hundreds. */
-static void assert_left_as_it_was(size_t spare)
+/* None came in, none went. */
+static bool left_as_it_was(void)
 {
-    size_t came = 0, went = 0;
     look(after);
-    for (size_t i = n_head; i < n_pages; i++) {
-        came += after[i] > before[i];
-        went += after[i] < before[i];
-    }
-    assert_int_equal(came, 0);
-    assert_in_range(went, 0, spare);
+    return memcmp(before + n_head, after + n_head, n_pages - n_head) == 0;
 }
 
 static void a_load_leaves_the_page_cache_as_it_was(void **state)
 {
     (void)state;
-    char *log;
-    posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
-    posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
-    if (sysconf(_SC_PAGESIZE) != 4096 || look(before) != 0)
-        skip(); /* a file system that keeps everything, or does not tell */
-    read_pages(n_head + 1000, 5);
-    look(before);
-    load(&log);
-    assert_left_as_it_was(0);
-    assert_non_null(strstr(log, "unix: read "));
-    free(log);
+    bool left = false;
+    for (int i = 0; i < TRIES && !left; i++) {
+        char *log;
+        posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
+        posix_fadvise(file, 0, 0, POSIX_FADV_RANDOM);
+        if (sysconf(_SC_PAGESIZE) != 4096 || look(before) != 0)
+            skip(); /* a file system that keeps everything, or does not tell */
+        read_pages(n_head + 1000, 5);
+        look(before);
+        load(&log);
+        assert_non_null(strstr(log, "unix: read "));
+        free(log);
+        left = left_as_it_was();
+    }
+    assert_true(left);
 }
 
 static void a_cached_file_is_not_read_from_the_disk(void **state)
 {
     (void)state;
-    char *log;
-    read_pages(0, n_pages);
-    if (sysconf(_SC_PAGESIZE) != 4096 || look(before) != n_pages - n_head)
-        skip();
-    load(&log);
-    assert_non_null(strstr(log, "(0 MiB direct, "));
-    assert_left_as_it_was(n_pages / 64);
-    free(log);
+    bool left = false;
+    for (int i = 0; i < TRIES && !left; i++) {
+        char *log;
+        read_pages(0, n_pages);
+        if (sysconf(_SC_PAGESIZE) != 4096 || look(before) != n_pages - n_head)
+            continue;
+        load(&log);
+        left = strstr(log, "(0 MiB direct, ") != NULL && left_as_it_was();
+        free(log);
+    }
+    assert_true(left);
 }
 
 int main(void)

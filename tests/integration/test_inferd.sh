@@ -39,6 +39,13 @@ matches "status --json: an object" "$out" '^\{'
 matches "status --json: the event loop" "$out" '"event_loop": ?"(io_uring|epoll)"'
 run "$inferctl" models
 matches "models: lists it" "$out" 'unix'
+run "$inferctl" status --topology
+is "status --topology: exit status" "$status" 0
+matches "status --topology: a core and its processors" "$out" '^  core [0-9]+ +cpu [0-9]+'
+matches "status --topology: memory by node" "$out" '^  node [0-9]+ +[0-9.]+ GiB, inferd has [0-9.]+ MiB'
+matches "status --topology: the threads" "$out" 'inferd-prepare'
+run "$inferctl" status --topology --json
+matches "status --topology --json: an object" "$out" '^\{ *"topology": *"[0-9]+ core'
 
 for signal in INT TERM; do
     kill -$signal "$daemon_pid"

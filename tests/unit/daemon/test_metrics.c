@@ -168,7 +168,7 @@ static void test_outcomes(void **state)
     metrics_finished(m, INFER_ABI_METRICS, INFER_FINISH_NONE, 0);
     metrics_finished(m, INFER_ABI_FORGET, INFER_FINISH_NONE, 0);
     metrics_finished(m, 0, INFER_FINISH_ERROR, INFER_E_BAD_REQUEST);
-    metrics_finished(m, 9, INFER_FINISH_ERROR, INFER_E_BAD_REQUEST);
+    metrics_finished(m, INFER_ABI_METRICS + 1, INFER_FINISH_ERROR, INFER_E_BAD_REQUEST);
     metrics_finished(m, UINT32_MAX, INFER_FINISH_ERROR, INFER_E_BAD_REQUEST);
     metrics_finished(m, INFER_ABI_SCORE, METRICS_FINISH_ABANDONED, 0);
     char *text = render();

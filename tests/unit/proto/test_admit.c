@@ -204,8 +204,8 @@ static void test_end(void **state)
     r = make(INFER_ABI_STATUS, 0, NULL, 0);
     r.submit.target = 1;
     expect(r, INFER_E_BAD_REQUEST, "operation 5 takes no target");
-    r = make(INFER_ABI_FORGET + 1, 0, NULL, 0);
-    expect(r, INFER_E_UNSUPPORTED, "operation 9 is not known");
+    r = make(INFER_ABI_METRICS + 1, 0, NULL, 0);
+    expect(r, INFER_E_UNSUPPORTED, "operation 11 is not known");
 }
 
 static void test_forget(void **state)
@@ -336,7 +336,8 @@ static void test_third_form_is_for_generate(void **state)
                {INFER_ABI_MODELS, 0, false},
                {INFER_ABI_END, 0, false},
                {INFER_ABI_FORGET, 0, false},
-               {INFER_ABI_METRICS, 0, false}};
+               {INFER_ABI_METRICS, 0, false},
+               {INFER_ABI_TOPOLOGY, 0, false}};
     for (size_t i = 0; i < sizeof ops / sizeof ops[0]; i++) {
         uint32_t bytes = ops[i].input != 0 ? 4 : 0;
         char sentence[128];
@@ -405,6 +406,8 @@ static void test_head(void **state)
     expect(make(INFER_ABI_DETOKENIZE, INFER_ABI_TEXT, "x", 1), INFER_E_BAD_REQUEST, NULL);
     expect(make(INFER_ABI_STATUS, 0, NULL, 0), 0, NULL);
     expect(make(INFER_ABI_MODELS, 0, NULL, 0), 0, NULL);
+    expect(make(INFER_ABI_TOPOLOGY, 0, NULL, 0), 0, NULL);
+    expect(make(INFER_ABI_TOPOLOGY, 0, "x", 1), INFER_E_BAD_REQUEST, NULL);
     expect(make(INFER_ABI_STATUS, 0, "x", 1), INFER_E_BAD_REQUEST,
            "the request carries 1 bytes; it takes none");
     r = make(INFER_ABI_SCORE, INFER_ABI_TEXT, "x", 1);

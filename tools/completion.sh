@@ -56,7 +56,7 @@ make_bash() {
 
 # In a zsh specification in single quotes.
 quoted() {
-    sed "s/[][:\\\\]/\\\\&/g; s/'/'\\\\''/g" <<<"$1"
+    sed "s/[]:[\\\\]/\\\\&/g; s/'/'\\\\''/g" <<<"$1"
 }
 
 make_zsh() {

@@ -120,6 +120,8 @@ for option in $("$inferd" --help | sed -nE 's/^  (--[a-z-]+) .*/\1/p'); do
     grep -q -- "'$option\[\|\*$option\[" "$at/share/zsh/site-functions/_inferd" || missing+=" $option"
 done
 is "completion of inferd: zsh has every option" "$missing" ""
+matches "completion of inferctl: zsh says what an option is for" \
+    "$(cat "$at/share/zsh/site-functions/_inferctl")" '--deadline\[give up unless '
 
 # ---- the example and --check-config -------------------------------------------------------------
 

@@ -28,6 +28,10 @@ clang           the second compiler
 clang-format    the format check
 mandoc          the check of the man pages
 LIST
+    [ "$want" != check ] || [ "$(id -u)" != 0 ] || cat <<'LIST'
+systemd-container  a systemd of its own for the tests of the service
+debootstrap     the disk that it runs from
+LIST
 )
 
 case "$want" in

@@ -16,11 +16,14 @@
  *     whatever the batch's size (reductions have a fixed order);
  *   - it uses no memory but the host's memory_take() for anything that grows with the model.
  *
- * Threads: all calls on one backend and its models come from one thread at a time, not always the
- * same one (loading and stepping differ). A backend's own workers are its own affair, placed on
- * host->cpus. The thread that calls run() works as worker 0 and is not pinned by the backend.
+ * Threads: estimate, model_open, tensor_write, model_ready and model_close of one model may run on
+ * one thread while run() and the page functions of others run on another; not more than two at
+ * once, and of one model one call at a time, not always from the same thread. Loading should not
+ * hold up steps for long. A backend's own workers are its own affair, placed on host->cpus. The
+ * thread that calls run() works as worker 0 and is not pinned by the backend.
  *
- * Errors: 0, or a negative errno; last_error() then holds one sentence. -EIO from run() means that
+ * Errors: 0, or a negative errno; last_error() then holds one sentence, of the calling thread's
+ * last failure. -EIO from run() means that
  * this batch failed and the backend is sound; -ENODEV that the backend is lost for good. */
 #ifndef INFERD_BACKEND_H
 #define INFERD_BACKEND_H

@@ -11,11 +11,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Of the calling thread: one may load a model while another steps. */
+static _Thread_local char last_error[256];
+
 int cpu_fail(struct infer_backend *backend, int error, const char *format, ...)
 {
+    (void)backend;
     va_list args;
     va_start(args, format);
-    vsnprintf(backend->error, sizeof backend->error, format, args);
+    vsnprintf(last_error, sizeof last_error, format, args);
     va_end(args);
     return error;
 }
@@ -159,7 +163,8 @@ static int cpu_open(const struct infer_host *host, const char *text, struct infe
 
 static const char *cpu_last_error(const struct infer_backend *backend)
 {
-    return backend->error;
+    (void)backend;
+    return last_error;
 }
 
 static void cpu_describe(const struct infer_backend *backend, struct infer_device *ret)

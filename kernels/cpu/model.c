@@ -571,6 +571,16 @@ struct write_job {
     const uint8_t *rows;
 };
 
+static void write_rows(const struct write_job *job, uint64_t row, uint64_t end, float *scratch)
+{
+    for (; row < end; row++) {
+        uint32_t at;
+        const struct cpu_matrix *slice = cpu_slice_of(job->m, job->tensor, (uint32_t)row, &at);
+        cpu_matrix_write(slice, job->file->type, at,
+                         job->rows + job->file->row_bytes * (row - job->first), scratch);
+    }
+}
+
 static void write_groups(struct cpu_worker *worker, void *arg)
 {
     const struct write_job *job = arg;
@@ -583,12 +593,7 @@ static void write_groups(struct cpu_worker *worker, void *arg)
             return;
         row = row < job->first ? job->first : row;
         end = end > job->end ? job->end : end;
-        for (; row < end; row++) {
-            uint32_t at;
-            const struct cpu_matrix *slice = cpu_slice_of(job->m, job->tensor, (uint32_t)row, &at);
-            cpu_matrix_write(slice, job->file->type, at,
-                             job->rows + job->file->row_bytes * (row - job->first), scratch);
-        }
+        write_rows(job, row, end, scratch);
     }
 }
 
@@ -610,7 +615,9 @@ int cpu_model_write(struct infer_backend_model *m, uint32_t tensor, uint64_t fir
         ref_decode_row(file->type, rows, t->vector, file->ne[0]);
     } else {
         struct write_job job = {m, t, file, first_row, first_row + n_rows, rows};
-        cpu_pool_run(m->backend->pool, write_groups, &job);
+        /* While another model steps, the rows are this thread's work alone. */
+        if (!cpu_pool_try(m->backend->pool, write_groups, &job))
+            write_rows(&job, job.first, job.end, m->locals[0].convert);
     }
     return 0;
 }

@@ -18,7 +18,6 @@ struct infer_backend {
     const struct infer_host *host;
     struct cpu_isa isa;
     struct cpu_pool *pool;
-    char error[256];
 };
 
 enum cpu_role { CPU_UNUSED, CPU_VECTOR, CPU_TABLE, CPU_MATRIX };

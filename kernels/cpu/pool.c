@@ -148,7 +148,7 @@ static void announce(struct cpu_pool *pool)
         futex_wake_all(&pool->epoch);
 }
 
-void cpu_pool_run(struct cpu_pool *pool, cpu_job job, void *arg)
+static void run(struct cpu_pool *pool, cpu_job job, void *arg)
 {
     pool->job = job;
     pool->arg = arg;
@@ -156,6 +156,24 @@ void cpu_pool_run(struct cpu_pool *pool, cpu_job job, void *arg)
         announce(pool);
     job(&pool->workers[0], arg);
     cpu_barrier(&pool->workers[0]);
+}
+
+void cpu_pool_run(struct cpu_pool *pool, cpu_job job, void *arg)
+{
+    atomic_fetch_add(&pool->wanted, 1);
+    pthread_mutex_lock(&pool->busy);
+    run(pool, job, arg);
+    pthread_mutex_unlock(&pool->busy);
+    atomic_fetch_sub(&pool->wanted, 1);
+}
+
+bool cpu_pool_try(struct cpu_pool *pool, cpu_job job, void *arg)
+{
+    if (atomic_load(&pool->wanted) > 0 || pthread_mutex_trylock(&pool->busy) != 0)
+        return false;
+    run(pool, job, arg);
+    pthread_mutex_unlock(&pool->busy);
+    return true;
 }
 
 /* The threads take no signals: those belong to the program. Pinning is a preference; where the
@@ -197,6 +215,7 @@ int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpu
     if (n_workers < 1 || n_workers > CPU_THREADS_MAX)
         return -EINVAL;
     memset(pool, 0, sizeof *pool);
+    pthread_mutex_init(&pool->busy, NULL);
     pool->n_workers = n_workers;
     pool->n_nodes = nodes && n_nodes && n_nodes <= CPU_NODES_MAX ? n_nodes : 1;
     atomic_store(&pool->caller_cpu, -1);
@@ -225,4 +244,5 @@ void cpu_pool_done(struct cpu_pool *pool)
     for (uint32_t i = 1; i < pool->n_workers; i++)
         if (pool->workers[i].started)
             pthread_join(pool->workers[i].thread, NULL);
+    pthread_mutex_destroy(&pool->busy);
 }

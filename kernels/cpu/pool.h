@@ -12,7 +12,7 @@
 
 struct cpu_pool;
 
-/* One thread at work; worker 0 is whoever called cpu_pool_run(). */
+/* One thread at work; worker 0 is whoever called cpu_pool_run(), one thread at a time. */
 struct cpu_worker {
     struct cpu_pool *pool;
     uint32_t index;
@@ -39,7 +39,9 @@ struct cpu_pool {
     _Atomic uint32_t phase_sleepers;
     struct {
         _Alignas(128) _Atomic uint32_t next;
-    } items[4][CPU_NODES_MAX]; /* of section s in slot s % 4: a list for each node */
+    } items[4][CPU_NODES_MAX];             /* of section s in slot s % 4: a list for each node */
+    pthread_mutex_t busy;                  /* held by the thread whose job runs */
+    _Alignas(128) _Atomic uint32_t wanted; /* threads in cpu_pool_run() */
     _Alignas(128) uint32_t n_workers;
     uint32_t n_nodes;                          /* at least 1 */
     uint32_t first_of_node[CPU_NODES_MAX + 1]; /* how many workers the nodes before it have */
@@ -52,8 +54,12 @@ int cpu_pool_init(struct cpu_pool *pool, uint32_t n_workers, const uint32_t *cpu
                   const uint32_t *nodes, uint32_t n_nodes);
 void cpu_pool_done(struct cpu_pool *pool);
 
-/* Runs `job` on every worker, the caller included, and returns when all have finished. */
+/* Runs `job` on every worker, the caller included, and returns when all have finished. Two threads
+ * may call it: one waits for the other. */
 void cpu_pool_run(struct cpu_pool *pool, cpu_job job, void *arg);
+/* The same for a thread that must not hold up steps: false, and nothing was run, when the pool
+ * works or another thread waits for it. */
+bool cpu_pool_try(struct cpu_pool *pool, cpu_job job, void *arg);
 
 /* Inside a job. A section is a list of items that workers take one by one, or one such list for
  * each node; every worker begins the same sections in the same order, and passes a barrier between

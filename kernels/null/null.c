@@ -24,7 +24,7 @@
  *   check_rows=1     run() fails with -EINVAL where a cached row of a sequence was never computed,
  *                    or for another position: a page too few, too many, stale or not shifted
  *
- * Threads: one caller at a time. A single-row step without delay takes well under a microsecond:
+ * Threads: as backend.h has it. A single-row step without delay takes well under a microsecond:
  * run() allocates nothing, and reads no clock unless a delay is asked for. */
 #include "inferd/backend.h"
 #include "ref/options.h"
@@ -57,7 +57,6 @@ struct infer_backend {
     const struct infer_host *host;
     struct null_options options;
     uint64_t n_runs; /* of all models */
-    char error[256];
 };
 
 struct infer_backend_model {
@@ -70,16 +69,18 @@ struct infer_backend_model {
     bool ready;
 };
 
-static _Thread_local char open_error[256] = "the backend is not open";
+/* Of the calling thread: one may load a model while another steps. */
+static _Thread_local char last_error[256] = "the backend is not open";
 
 static int fail(struct infer_backend *backend, int error, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 static int fail(struct infer_backend *backend, int error, const char *format, ...)
 {
+    (void)backend;
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(backend ? backend->error : open_error, sizeof backend->error, format, arguments);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
     return error;
 }
@@ -149,7 +150,8 @@ static void null_close(struct infer_backend *backend)
 
 static const char *null_last_error(const struct infer_backend *backend)
 {
-    return backend != NULL ? backend->error : open_error;
+    (void)backend;
+    return last_error;
 }
 
 static void null_describe(const struct infer_backend *backend, struct infer_device *ret)

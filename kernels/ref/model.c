@@ -19,13 +19,15 @@
 #include <string.h>
 
 /* The sentence for an open() that failed, when there is no backend yet to hold it. */
-static _Thread_local char open_error[256] = "the backend is not open";
+/* Of the calling thread: one may load a model while another steps. */
+static _Thread_local char last_error[256] = "the backend is not open";
 
 int ref_fail(struct infer_backend *backend, int error, const char *format, ...)
 {
+    (void)backend;
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(backend ? backend->error : open_error, sizeof backend->error, format, arguments);
+    vsnprintf(last_error, sizeof last_error, format, arguments);
     va_end(arguments);
     return error;
 }
@@ -53,7 +55,8 @@ void ref_close(struct infer_backend *backend)
 
 const char *ref_last_error(const struct infer_backend *backend)
 {
-    return backend != NULL ? backend->error : open_error;
+    (void)backend;
+    return last_error;
 }
 
 void ref_describe(const struct infer_backend *backend, struct infer_device *ret)

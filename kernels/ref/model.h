@@ -13,7 +13,6 @@
 
 struct infer_backend {
     const struct infer_host *host;
-    char error[256];
 };
 
 /* One tensor: its rows in the file's encoding. */

@@ -17,6 +17,7 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -31,6 +32,8 @@
 #ifndef MAP_HUGE_2MB
 #define MAP_HUGE_2MB (21 << 26)
 #endif
+
+static _Thread_local uint32_t current_owner = MEMORY_NO_OWNER;
 
 /* False when it would pass limit (0: none). */
 static bool account_add(struct memory_account *a, uint64_t bytes, uint64_t limit)
@@ -172,6 +175,36 @@ uint64_t memory_peak_bytes(const struct memory *m)
     return atomic_load_explicit(&m->total.peak_bytes, memory_order_relaxed);
 }
 
+void memory_set_owner(uint32_t owner)
+{
+    assert(owner <= MEMORY_NO_OWNER);
+    current_owner = owner;
+}
+
+uint64_t memory_owner_bytes(const struct memory *m, uint32_t owner)
+{
+    return atomic_load_explicit(&m->owners[owner].bytes, memory_order_relaxed);
+}
+
+uint64_t memory_resident_bytes(void)
+{
+    unsigned long long pages = 0, shared = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f == NULL)
+        return 0;
+    if (fscanf(f, "%*s %llu %llu", &pages, &shared) != 2 || pages < shared)
+        pages = shared = 0;
+    fclose(f);
+    return (pages - shared) * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+uint64_t memory_left(const struct memory *m, uint64_t system_available)
+{
+    uint64_t taken = memory_total_bytes(m), touched = memory_resident_bytes();
+    uint64_t promised = taken > touched ? taken - touched : 0;
+    return system_available > promised ? system_available - promised : 0;
+}
+
 /* ---- NUMA nodes ------------------------------------------------------------------------------ */
 
 void memory_set_nodes(struct memory *m, const uint32_t *nodes, uint32_t n_nodes)
@@ -207,12 +240,19 @@ int memory_bind(void *memory, void *block, size_t bytes, int node)
 
 static void *host_take(void *ctx, size_t bytes)
 {
-    return memory_take(ctx, MEMORY_BACKEND, bytes);
+    struct memory *m = ctx;
+    void *block = memory_take(m, MEMORY_BACKEND, bytes);
+    if (block != NULL)
+        account_add(&m->owners[current_owner], bytes, 0);
+    return block;
 }
 
 static void host_give(void *ctx, void *block, size_t bytes)
 {
-    memory_give(ctx, MEMORY_BACKEND, block, bytes);
+    struct memory *m = ctx;
+    if (block != NULL)
+        account_remove(&m->owners[current_owner], bytes);
+    memory_give(m, MEMORY_BACKEND, block, bytes);
 }
 
 static int host_place(void *ctx, void *memory, size_t bytes, uint32_t node)

@@ -1,6 +1,10 @@
 /* memory.h: large blocks for the model's weights, state and scratch, with an account of them; and
  * the table of services that a backend gets.
  *
+ * The ledger. What a backend takes is charged to an owner, a model's index, that the calling thread
+ * names before it opens a model and before it closes it: a backend takes and gives what belongs to
+ * a model in model_open() and model_close(), and nothing but its own in open() and close().
+ *
  * Threads: take, give, bind and the accounts from any thread; the rest before they start. Blocks
  * are zeroed, aligned to 64 bytes, and from 2 MiB on to huge pages. Nothing is reserved before it
  * is taken, and nothing is kept after it was given back. */
@@ -18,6 +22,9 @@ enum memory_purpose {
     MEMORY_ENGINE,
     MEMORY_PURPOSES
 };
+
+/* Nobody's: of the backend itself. */
+#define MEMORY_NO_OWNER INFER_MODELS_MAX
 
 struct memory_account {
     _Atomic uint64_t bytes;
@@ -43,6 +50,7 @@ struct memory {
     uint32_t n_nodes;
     struct memory_account total;
     struct memory_account purposes[MEMORY_PURPOSES];
+    struct memory_account owners[MEMORY_NO_OWNER + 1]; /* of MEMORY_BACKEND */
 };
 
 void memory_init(struct memory *m, uint64_t limit_bytes);
@@ -65,6 +73,17 @@ int memory_bind(void *memory, void *block, size_t bytes, int node);
 uint64_t memory_bytes(const struct memory *m, enum memory_purpose purpose);
 uint64_t memory_total_bytes(const struct memory *m);
 uint64_t memory_peak_bytes(const struct memory *m);
+
+/* Whose account it is that backends take from and give to on this thread: a model's index, or
+ * MEMORY_NO_OWNER, as at first. */
+void memory_set_owner(uint32_t owner);
+uint64_t memory_owner_bytes(const struct memory *m, uint32_t owner);
+
+/* This process's anonymous memory as the kernel counts it; 0 when it cannot be read. */
+uint64_t memory_resident_bytes(void);
+/* Of what the system calls available, the part that was not promised yet: blocks that were taken
+ * but not touched are still counted there. */
+uint64_t memory_left(const struct memory *m, uint64_t system_available);
 
 /* Fills *ret: memory on account of MEMORY_BACKEND in m, lines to the daemon's log, and the
  * processors to use (n_cpus >= 1). m and cpus stay alive as long as *ret. */

@@ -48,6 +48,52 @@ static void blocks_are_zeroed_and_aligned(void **state)
     assert_int_equal(memory_total_bytes(&m), 0);
 }
 
+static void what_a_backend_takes_is_its_owners(void **state)
+{
+    (void)state;
+    static const uint32_t cpus[1];
+    struct memory m;
+    struct infer_host host;
+    memory_init(&m, 0);
+    memory_host_init(&m, cpus, 1, &host);
+    void *own = host.memory_take(host.ctx, 100);
+    memory_set_owner(3);
+    void *a = host.memory_take(host.ctx, 3u << 20);
+    memory_set_owner(5);
+    void *b = host.memory_take(host.ctx, 70);
+    assert_true(own != NULL && a != NULL && b != NULL);
+    assert_int_equal(memory_owner_bytes(&m, MEMORY_NO_OWNER), 100);
+    assert_int_equal(memory_owner_bytes(&m, 3), 3u << 20);
+    assert_int_equal(memory_owner_bytes(&m, 5), 70);
+    assert_int_equal(memory_total_bytes(&m), (3u << 20) + 170);
+    host.memory_give(host.ctx, b, 70);
+    memory_set_owner(3);
+    host.memory_give(host.ctx, a, 3u << 20);
+    memory_set_owner(MEMORY_NO_OWNER);
+    host.memory_give(host.ctx, own, 100);
+    for (uint32_t i = 0; i <= MEMORY_NO_OWNER; i++)
+        assert_int_equal(memory_owner_bytes(&m, i), 0);
+    assert_int_equal(memory_total_bytes(&m), 0);
+}
+
+/* Blocks are address space until they are touched; the system calls such memory available. */
+static void what_was_promised_is_not_left(void **state)
+{
+    (void)state;
+    const size_t bytes = 256u << 20;
+    struct memory m;
+    memory_init(&m, 0);
+    assert_true(memory_resident_bytes() > 0 && memory_resident_bytes() < bytes);
+    assert_int_equal(memory_left(&m, 1u << 30), 1u << 30);
+    uint8_t *p = memory_take(&m, MEMORY_BACKEND, bytes);
+    assert_non_null(p);
+    assert_true(memory_left(&m, 1u << 30) < (1u << 30) - bytes + memory_resident_bytes() + 1);
+    assert_int_equal(memory_left(&m, 1000), 0);
+    memset(p, 1, bytes); /* now the system knows */
+    assert_int_equal(memory_left(&m, 1u << 30), 1u << 30);
+    memory_give(&m, MEMORY_BACKEND, p, bytes);
+}
+
 static void accounts_by_purpose_and_the_limit(void **state)
 {
     (void)state;
@@ -222,6 +268,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_are_zeroed_and_aligned),
         cmocka_unit_test(accounts_by_purpose_and_the_limit),
+        cmocka_unit_test(what_a_backend_takes_is_its_owners),
+        cmocka_unit_test(what_was_promised_is_not_left),
         cmocka_unit_test(impossible_sizes_are_refused),
         cmocka_unit_test(accounts_hold_in_many_threads),
         cmocka_unit_test(the_host_of_a_backend),

@@ -74,13 +74,35 @@ static const char *kind_of_file(mode_t mode)
 }
 
 /* Opens without ever waiting (a FIFO without a writer) and without side effects of devices. */
-static int part_descriptor(struct part *p, int missing_code, struct report *report)
+static int part_path(struct part *p, int missing_code, struct report *report)
 {
-    struct stat st;
     p->fd = open(p->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (p->fd < 0)
         return report_fail(report, errno == ENOENT ? missing_code : INFER_E_MODEL_UNREADABLE,
                            "%.300s cannot be opened: %s", p->path, strerror(errno));
+    return 0;
+}
+
+static int part_copy(struct part *p, int fd, struct report *report)
+{
+    int flags = fcntl(fd, F_GETFL);
+    if (flags < 0)
+        return report_fail(report, INFER_E_MODEL_UNREADABLE, "%.300s cannot be examined: %s",
+                           p->path, strerror(errno));
+    int mode = flags & O_ACCMODE;
+    if ((flags & O_PATH) != 0 || (mode != O_RDONLY && mode != O_RDWR))
+        return report_fail(report, INFER_E_MODEL_UNREADABLE,
+                           "%.300s is not open for reading; open it with O_RDONLY", p->path);
+    p->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (p->fd < 0)
+        return report_fail(report, INFER_E_MODEL_UNREADABLE, "%.300s cannot be kept open: %s",
+                           p->path, strerror(errno));
+    return 0;
+}
+
+static int part_check_descriptor(struct part *p, struct report *report)
+{
+    struct stat st;
     if (fstat(p->fd, &st) < 0)
         return report_fail(report, INFER_E_MODEL_UNREADABLE, "%.300s cannot be examined: %s",
                            p->path, strerror(errno));
@@ -97,14 +119,16 @@ static int part_descriptor(struct part *p, int missing_code, struct report *repo
     return 0;
 }
 
-/* Takes path. */
-static int part_open(struct part *p, char *path, int missing_code, struct report *report)
+/* Takes path, which is opened when fd is -1, and else names it. */
+static int part_open(struct part *p, char *path, int fd, int missing_code, struct report *report)
 {
     p->fd = -1;
     p->path = path;
     if (path == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a path");
-    int r = part_descriptor(p, missing_code, report);
+    int r = fd < 0 ? part_path(p, missing_code, report) : part_copy(p, fd, report);
+    if (r == 0)
+        r = part_check_descriptor(p, report);
     if (r < 0)
         return r;
     r = gguf_head_init(&p->head, p->fd, p->path, p->bytes, report);
@@ -129,7 +153,7 @@ static void part_suffix(char *text, size_t size, uint64_t no, uint64_t count)
     snprintf(text, size, "-%05" PRIu64 "-of-%05" PRIu64 ".gguf", no + 1, count);
 }
 
-static int parts_check_first(const struct part *p, struct report *report)
+static int parts_check_first(const struct part *p, bool by_name, struct report *report)
 {
     const struct gguf_head *h = &p->head;
     const char *name = gguf_file_name(p->path);
@@ -145,7 +169,7 @@ static int parts_check_first(const struct part *p, struct report *report)
                            "; give the first part, whose name ends in %s",
                            name, h->split_no + 1, h->split_count, suffix);
     size_t bytes = strlen(p->path), tail = strlen(suffix);
-    if (bytes <= tail || strcmp(p->path + bytes - tail, suffix) != 0)
+    if (by_name && (bytes <= tail || strcmp(p->path + bytes - tail, suffix) != 0))
         return report_fail(report, INFER_E_MODEL_PARTS,
                            "%.128s is the first of %" PRIu64
                            " parts, but its name does not end in %s, so the others cannot be found",
@@ -170,16 +194,23 @@ static int part_check(const struct gguf *g, uint32_t i, struct report *report)
     return 0;
 }
 
-static int parts_open_rest(struct gguf *g, struct report *report)
+/* fds: n_fds of them, or none: the parts are found by their names. */
+static int parts_open_rest(struct gguf *g, const int *fds, uint32_t n_fds, struct report *report)
 {
     const char *path = g->parts[0].path;
     uint64_t count = g->parts[0].head.split_count;
     char suffix[80];
-    int r = parts_check_first(&g->parts[0], report);
+    int r = parts_check_first(&g->parts[0], n_fds == 0, report);
+    if (r == 0 && n_fds != 0 && n_fds != count)
+        r = report_fail(report, INFER_E_MODEL_PARTS,
+                        "%.128s has %" PRIu64 " parts, but %u files were given",
+                        gguf_file_name(path), count, n_fds);
     if (r < 0)
         return r;
     part_suffix(suffix, sizeof suffix, 0, count);
-    int stem = (int)(strlen(path) - strlen(suffix));
+    bool suffixed =
+        strlen(path) > strlen(suffix) && strcmp(path + strlen(path) - strlen(suffix), suffix) == 0;
+    int stem = (int)(strlen(path) - (suffixed ? strlen(suffix) : 0));
     struct part *parts = realloc(g->parts, count * sizeof *parts);
     if (parts == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for %" PRIu64 " parts", count);
@@ -193,7 +224,7 @@ static int parts_open_rest(struct gguf *g, struct report *report)
         part_suffix(suffix, sizeof suffix, i, count);
         if (asprintf(&name, "%.*s%s", stem, path, suffix) < 0)
             name = NULL;
-        r = part_open(&parts[i], name, INFER_E_MODEL_PARTS, report);
+        r = part_open(&parts[i], name, n_fds != 0 ? fds[i] : -1, INFER_E_MODEL_PARTS, report);
         if (r < 0)
             return r;
         r = part_check(g, i, report);
@@ -203,17 +234,23 @@ static int parts_open_rest(struct gguf *g, struct report *report)
     return 0;
 }
 
-static int parts_open(struct gguf *g, const char *path, struct report *report)
+static int parts_open(struct gguf *g, const char *path, const int *fds, uint32_t n_fds,
+                      struct report *report)
 {
     g->parts = calloc(1, sizeof *g->parts);
     if (g->parts == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a model file");
     g->n_parts = 1;
-    int r = part_open(&g->parts[0], strdup(path), INFER_E_MODEL_UNREADABLE, report);
+    int first = n_fds != 0 ? fds[0] : -1;
+    int r = part_open(&g->parts[0], strdup(path), first, INFER_E_MODEL_UNREADABLE, report);
     if (r < 0)
         return r;
+    if (n_fds > 1 && g->parts[0].head.split_count <= 1)
+        return report_fail(report, INFER_E_MODEL_PARTS,
+                           "%.128s is a whole model, but %u files were given", gguf_file_name(path),
+                           n_fds);
     if (g->parts[0].head.split_count > 1) {
-        r = parts_open_rest(g, report);
+        r = parts_open_rest(g, fds, n_fds, report);
         if (r < 0)
             return r;
     }
@@ -439,12 +476,13 @@ static void gguf_trim(struct gguf *g)
     g->data = data;
 }
 
-int gguf_open(const char *path, struct gguf **ret, struct report *report)
+static int open_all(const char *path, const int *fds, uint32_t n_fds, struct gguf **ret,
+                    struct report *report)
 {
     struct gguf *g = calloc(1, sizeof *g);
     if (g == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a model file");
-    int r = parts_open(g, path, report);
+    int r = parts_open(g, path, fds, n_fds, report);
     if (r == 0)
         r = gguf_build(g, report);
     if (r < 0) {
@@ -454,6 +492,18 @@ int gguf_open(const char *path, struct gguf **ret, struct report *report)
     gguf_trim(g);
     *ret = g;
     return 0;
+}
+
+int gguf_open(const char *path, struct gguf **ret, struct report *report)
+{
+    return open_all(path, NULL, 0, ret, report);
+}
+
+int gguf_open_files(const char *name, const int *fds, uint32_t n, struct gguf **ret,
+                    struct report *report)
+{
+    assert(n > 0);
+    return open_all(name, fds, n, ret, report);
 }
 
 void gguf_free(struct gguf *g)

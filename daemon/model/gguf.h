@@ -48,6 +48,11 @@ enum gguf_value_type {
  * name rule NAME-00001-of-0000N.gguf. Not a regular file, unreadable, damaged, overlapping,
  * foreign: a code and a sentence that names the key or tensor. */
 int gguf_open(const char *path, struct gguf **ret, struct report *report);
+/* The same from descriptors, part 1 first, which stay the caller's: regular files that are open for
+ * reading (fds of anything else are refused). name is what messages call the file; it is not
+ * opened. */
+int gguf_open_files(const char *name, const int *fds, uint32_t n, struct gguf **ret,
+                    struct report *report);
 void gguf_free(struct gguf *g);
 
 /* Keys. Absent or of another type: false, *ret untouched. Unsigned access takes any integer type

@@ -81,6 +81,15 @@ void kv_pool_free(struct kv_pool *pool)
     free(pool);
 }
 
+uint64_t kv_pool_bytes(const struct kv_config *config)
+{
+    uint64_t n_buckets = 1, page = sizeof(struct kv_page) + sizeof(uint32_t) +
+                                   config->page_tokens * (uint64_t)sizeof(int32_t);
+    while (n_buckets < config->n_pages)
+        n_buckets *= 2;
+    return config->n_pages * page + n_buckets * sizeof(uint32_t);
+}
+
 uint32_t kv_pool_pages(const struct kv_pool *pool)
 {
     return pool->config.n_pages;

@@ -66,6 +66,8 @@ struct kv_config {
 /* ---- the pool -------------------------------------------------------------------------------- */
 
 int kv_pool_new(const struct kv_config *config, struct kv_pool **ret);
+/* Memory that such a pool takes for itself, beside the pages that the backend has. */
+uint64_t kv_pool_bytes(const struct kv_config *config);
 /* Every sequence has been done; cached pages need no farewell. */
 void kv_pool_free(struct kv_pool *pool);
 

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <stdint.h>
+#include <malloc.h>
 #include <stdlib.h>
 
 #define TEMPLATE_BYTES_MAX (1u << 20)
@@ -102,6 +103,15 @@ int chat_template_new(const struct gguf *g, struct chat_template **ret, struct r
     }
     *ret = t;
     return 0;
+}
+
+size_t chat_template_bytes(const struct chat_template *t)
+{
+    if (t == NULL)
+        return 0;
+    return malloc_usable_size((void *)(uintptr_t)t) + malloc_usable_size(t->source) +
+           malloc_usable_size(t->bos) + malloc_usable_size(t->eos) +
+           malloc_usable_size(t->default_system);
 }
 
 void chat_template_free(struct chat_template *t)

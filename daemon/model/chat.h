@@ -23,6 +23,8 @@ struct chat_template;
 /* NO_TEMPLATE when the file has none or one of no known family; the sentence names --raw. */
 int chat_template_new(const struct gguf *g, struct chat_template **ret, struct report *report);
 void chat_template_free(struct chat_template *t);
+/* Memory that it holds; of NULL none. */
+size_t chat_template_bytes(const struct chat_template *t);
 /* The family: "chatml". */
 const char *chat_template_name(const struct chat_template *t);
 

@@ -16,6 +16,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -600,6 +601,13 @@ int plan_new(const struct gguf *g, struct plan **ret, struct report *report)
     }
     *ret = b.plan;
     return 0;
+}
+
+size_t plan_bytes(const struct plan *p)
+{
+    return malloc_usable_size((void *)(uintptr_t)p) + malloc_usable_size(p->tensors) +
+           malloc_usable_size(p->tensor_map) + malloc_usable_size(p->ops) +
+           malloc_usable_size(p->inv_freq);
 }
 
 void plan_free(struct plan *p)

@@ -32,5 +32,7 @@ struct plan {
  * and tensors contradict each other) or MODEL_UNREADABLE. */
 int plan_new(const struct gguf *g, struct plan **ret, struct report *report);
 void plan_free(struct plan *p);
+/* Memory that it holds. */
+size_t plan_bytes(const struct plan *p);
 
 #endif

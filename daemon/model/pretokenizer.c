@@ -203,6 +203,18 @@ int pretokenizer_new(const char *name, size_t name_bytes, struct pretokenizer **
     return 0;
 }
 
+size_t pretokenizer_bytes(const struct pretokenizer *p)
+{
+    size_t sum = p != NULL ? sizeof *p : 0;
+    for (unsigned i = 0; p != NULL && i < p->n_stages; i++) {
+        size_t code = 0, jit = 0;
+        pcre2_pattern_info(p->stages[i], PCRE2_INFO_SIZE, &code);
+        pcre2_pattern_info(p->stages[i], PCRE2_INFO_JITSIZE, &jit);
+        sum += code + jit;
+    }
+    return sum;
+}
+
 void pretokenizer_free(struct pretokenizer *p)
 {
     if (p == NULL)

@@ -18,6 +18,8 @@ struct pretokenizer;
 int pretokenizer_new(const char *name, size_t name_bytes, struct pretokenizer **ret,
                      struct report *report);
 void pretokenizer_free(struct pretokenizer *p);
+/* Memory that it holds; of NULL none. */
+size_t pretokenizer_bytes(const struct pretokenizer *p);
 const char *pretokenizer_name(const struct pretokenizer *p);
 /* A word that is a token is that token, whatever its merges would make of it. */
 bool pretokenizer_whole_words(const struct pretokenizer *p);

@@ -16,6 +16,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <stdio.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -217,6 +218,16 @@ int tokenizer_new(const struct gguf *g, struct tokenizer **ret, struct report *r
     }
     *ret = t;
     return 0;
+}
+
+size_t tokenizer_bytes(const struct tokenizer *t)
+{
+    const struct vocab *v = &t->vocab;
+    return malloc_usable_size((void *)(uintptr_t)t) + malloc_usable_size(v->offsets) +
+           malloc_usable_size(v->bytes) + malloc_usable_size(v->types) +
+           malloc_usable_size(v->slots) + malloc_usable_size(t->specials.ids) +
+           malloc_usable_size(t->bpe.merges) + malloc_usable_size(t->spm.ranks) +
+           malloc_usable_size(t->ends.ids) + pretokenizer_bytes(t->pretokenizer);
 }
 
 void tokenizer_free(struct tokenizer *t)

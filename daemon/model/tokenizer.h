@@ -30,6 +30,8 @@ struct tokenizer;
  * MODEL_FORMAT for a vocabulary that contradicts itself. */
 int tokenizer_new(const struct gguf *g, struct tokenizer **ret, struct report *report);
 void tokenizer_free(struct tokenizer *t);
+/* Memory that it holds. */
+size_t tokenizer_bytes(const struct tokenizer *t);
 
 /* A growing list of ids; zeroed is empty. */
 struct token_list {

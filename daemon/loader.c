@@ -7,13 +7,17 @@
 #include "loader.h"
 
 #include "base/log.h"
+#include "base/siphash.h"
+#include "memory.h"
 #include "metrics.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/stat.h>
 
 #define PAGE_TOKENS      16u
 #define STATE_TOKENS_MIN 512u
@@ -42,14 +46,35 @@ static uint32_t wanted_context(const struct plan *plan, const struct loader_opti
     return o->n_context != 0 ? min_u32(o->n_context, trained) : trained;
 }
 
-int loader_estimate(const struct plan *plan, const struct backend *backend,
-                    const struct loader_options *o, struct infer_state_config *ret_state,
-                    struct infer_estimate *ret_estimate, struct report *report)
+static uint32_t pages_of(const struct plan *plan, const struct loader_options *o)
 {
-    uint32_t wanted = wanted_context(plan, o);
-    uint32_t per_sequence = (wanted + PAGE_TOKENS - 1) / PAGE_TOKENS;
-    uint32_t least =
-        o->n_context != 0 ? per_sequence : min_u32(per_sequence, STATE_TOKENS_MIN / PAGE_TOKENS);
+    return (wanted_context(plan, o) + PAGE_TOKENS - 1) / PAGE_TOKENS;
+}
+
+/* Of one sequence, without which it is not worth loading. */
+static uint32_t least_pages(const struct plan *plan, const struct loader_options *o)
+{
+    uint32_t per_sequence = pages_of(plan, o);
+    return o->n_context != 0 ? per_sequence : min_u32(per_sequence, STATE_TOKENS_MIN / PAGE_TOKENS);
+}
+
+static int too_large(const struct infer_estimate *e, uint32_t least, uint64_t have,
+                     struct report *report)
+{
+    uint64_t need = e->weights_bytes + e->scratch_bytes + least * e->page_bytes;
+    return report_fail(report, INFER_E_MODEL_TOO_LARGE,
+                       "it needs %.0f MiB (weights %.0f, scratch %.0f, state of %u tokens %.0f) "
+                       "and %.0f MiB of memory are available: %.0f MiB are missing",
+                       MIB(need), MIB(e->weights_bytes), MIB(e->scratch_bytes), least * PAGE_TOKENS,
+                       MIB(least * e->page_bytes), MIB(have), MIB(need - have));
+}
+
+/* When it does not fit, MODEL_TOO_LARGE and the least state. */
+static int size_state(const struct plan *plan, const struct backend *backend,
+                      const struct loader_options *o, struct infer_state_config *ret_state,
+                      struct infer_estimate *ret_estimate, struct report *report)
+{
+    uint32_t least = least_pages(plan, o);
     struct infer_state_config state = {.page_tokens = PAGE_TOKENS,
                                        .n_pages = 1,
                                        .k_type = o->k_type,
@@ -62,34 +87,36 @@ int loader_estimate(const struct plan *plan, const struct backend *backend,
     if (rc < 0)
         return backend_failed(backend, rc, "run this model", report);
 
-    uint64_t fixed = e.weights_bytes + e.scratch_bytes;
-    uint64_t need = fixed + least * e.page_bytes;
-    uint64_t have = o->memory_available;
-    if (need > have)
-        return report_fail(
-            report, INFER_E_MODEL_TOO_LARGE,
-            "it needs %.0f MiB (weights %.0f, scratch %.0f, state of %u tokens %.0f) "
-            "and %.0f MiB of memory are available: %.0f MiB are missing",
-            MIB(need), MIB(e.weights_bytes), MIB(e.scratch_bytes), least * PAGE_TOKENS,
-            MIB(least * e.page_bytes), MIB(have), MIB(need - have));
-    uint64_t room = o->state_memory != 0 ? o->state_memory : (have - fixed) / STATE_SHARE;
-    if (room > have - fixed)
-        room = have - fixed;
-    uint64_t pages = room / (e.page_bytes ? e.page_bytes : 1);
-    uint64_t most = (uint64_t)per_sequence * o->parallel;
-    if (o->state_memory == 0 && pages > most)
-        pages = most;
-    if (pages < least)
-        pages = least;
+    uint64_t fixed = e.weights_bytes + e.scratch_bytes, have = o->memory_available;
+    uint64_t pages = least;
+    rc = fixed + least * e.page_bytes > have ? too_large(&e, least, have, report) : 0;
+    if (rc == 0) {
+        uint64_t room = o->state_memory != 0 ? o->state_memory : (have - fixed) / STATE_SHARE;
+        if (room > have - fixed)
+            room = have - fixed;
+        pages = room / (e.page_bytes ? e.page_bytes : 1);
+        uint64_t most = (uint64_t)pages_of(plan, o) * o->parallel;
+        if (o->state_memory == 0 && pages > most)
+            pages = most;
+        if (pages < least)
+            pages = least;
+    }
     state.n_pages = min_u32(pages, UINT32_MAX / PAGE_TOKENS);
     *ret_state = state;
     *ret_estimate = e;
-    return 0;
+    return rc;
+}
+
+int loader_estimate(const struct plan *plan, const struct backend *backend,
+                    const struct loader_options *options, struct infer_state_config *ret_state,
+                    struct infer_estimate *ret_estimate, struct report *report)
+{
+    return size_state(plan, backend, options, ret_state, ret_estimate, report);
 }
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-struct load {
+struct filling {
     struct engine_model *model;
     const struct loader_options *options;
 };
@@ -97,15 +124,18 @@ struct load {
 static int sink_rows(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_rows,
                      const void *data)
 {
-    const struct engine_model *m = ((struct load *)ctx)->model;
+    const struct filling *f = ctx;
+    const struct engine_model *m = f->model;
+    if (f->options->cancelled != NULL && f->options->cancelled(f->options->progress_ctx))
+        return -ECANCELED;
     return m->api->tensor_write(m->weights, tensor, first_row, n_rows, data);
 }
 
 static void sink_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
 {
-    struct load *load = ctx;
-    if (load->options->progress != NULL)
-        load->options->progress(load->options->progress_ctx, done_bytes, total_bytes);
+    const struct filling *f = ctx;
+    if (f->options->progress != NULL)
+        f->options->progress(f->options->progress_ctx, done_bytes, total_bytes);
 }
 
 /* The tensors in the order in which layers run, so that the first are there first; those of one
@@ -223,8 +253,8 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     uint32_t n = m->plan->backend.n_tensors;
     struct stream_extent *extents = calloc(n + 1u, sizeof *extents);
     struct place *places = calloc(n + 1u, sizeof *places);
-    struct load load = {m, options};
-    struct stream_sink sink = {&load, sink_rows, sink_progress};
+    struct filling filling = {m, options};
+    struct stream_sink sink = {&filling, sink_rows, sink_progress};
     struct stream_stats stats = {0};
     struct report read_report = {0};
     int rc = -ENOMEM;
@@ -242,21 +272,148 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
         *report = read_report;
         return -read_report.code;
     }
+    if (rc == -ECANCELED)
+        return report_fail(report, INFER_E_CANCELLED, "loading it was cancelled");
     return rc < 0 ? backend_failed(backend, rc, "take the weights", report) : 0;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------- */
 
+struct load {
+    const struct backend *backend;
+    struct loader_options options;
+    char *path;
+    struct gguf *gguf;
+    struct engine_model model; /* plan, tokenizer, template; moves to its place in loader_fill() */
+};
+
+/* A sentence that comes from a room which does not know the file gets its name. */
+static void name_file(const char *path, struct report *report)
+{
+    const char *slash = strrchr(path, '/');
+    const char *base = slash != NULL ? slash + 1 : path;
+    struct report copy = *report;
+    if (strncmp(copy.text, path, strlen(path)) != 0 && strncmp(copy.text, base, strlen(base)) != 0)
+        report_fail(report, copy.code, "%.200s: %.300s", path, copy.text);
+}
+
+static int fail(const struct load *load, int rc, struct report *report)
+{
+    name_file(load->path, report);
+    return rc;
+}
+
+static int make_parts(struct load *load, const char *name, struct report *report)
+{
+    struct engine_model *m = &load->model;
+    const struct backend *b = load->backend;
+    struct infer_device device;
+    *m = (struct engine_model){.api = b->api, .backend = b->instance};
+    b->api->describe(b->instance, &device);
+    if (getrandom(m->page_key, sizeof m->page_key, 0) != sizeof m->page_key)
+        return report_fail(report, INFER_E_INTERNAL, "the system gives no random numbers");
+    snprintf(m->name, sizeof m->name, "%s", name);
+    snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", b->api->name, device.name);
+    int rc = plan_new(load->gguf, &m->plan, report);
+    if (rc == 0)
+        rc = tokenizer_new(load->gguf, &m->tokenizer, report);
+    if (rc == 0 && chat_template_new(load->gguf, &m->chat, &m->chat_report) < 0)
+        m->chat = NULL; /* only requests with messages need it; they get the report */
+    return rc;
+}
+
+int loader_open(const char *name, const struct loader_source *source, const struct backend *backend,
+                const struct loader_options *options, struct load **ret, struct report *report)
+{
+    struct load *load = calloc(1, sizeof *load);
+    char *path = strdup(source->path);
+    if (load == NULL || path == NULL) {
+        free(load);
+        free(path);
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load a model");
+    }
+    *load = (struct load){.backend = backend, .options = *options, .path = path};
+    int rc = source->n_files > 0
+                 ? gguf_open_files(path, source->files, source->n_files, &load->gguf, report)
+                 : gguf_open(path, &load->gguf, report);
+    if (rc == 0)
+        rc = make_parts(load, name, report);
+    if (rc < 0) {
+        rc = fail(load, rc, report);
+        loader_free(load);
+        return rc;
+    }
+    *ret = load;
+    return 0;
+}
+
+void loader_free(struct load *load)
+{
+    if (load == NULL)
+        return;
+    gguf_free(load->gguf);
+    engine_model_done(&load->model);
+    free(load->path);
+    free(load);
+}
+
+uint64_t loader_identity(const struct load *load)
+{
+    static const uint8_t key[16];
+    uint64_t words[4], sum = load->model.plan->backend.shape.n_vocab;
+    for (uint32_t i = 0; i < gguf_n_parts(load->gguf); i++) {
+        struct stat st;
+        if (fstat(gguf_part_fd(load->gguf, i), &st) < 0)
+            return 0;
+        words[0] = (uint64_t)st.st_dev;
+        words[1] = (uint64_t)st.st_ino;
+        words[2] = (uint64_t)st.st_size ^ (uint64_t)st.st_mtim.tv_nsec << 32;
+        words[3] = sum ^ (uint64_t)st.st_mtim.tv_sec;
+        sum = siphash(key, words, sizeof words);
+    }
+    return sum;
+}
+
+static uint64_t vocabulary_bytes(const struct engine_model *m)
+{
+    return plan_bytes(m->plan) + tokenizer_bytes(m->tokenizer) + chat_template_bytes(m->chat);
+}
+
+static uint64_t ledger_bytes(uint32_t n_pages)
+{
+    struct kv_config pages = {.n_pages = n_pages, .page_tokens = PAGE_TOKENS};
+    return kv_pool_bytes(&pages);
+}
+
+int loader_size(struct load *load, uint64_t memory_available, struct loader_need *ret,
+                struct report *report)
+{
+    struct engine_model *m = &load->model;
+    struct loader_need need = {.vocabulary = vocabulary_bytes(m),
+                               .file_bytes = m->plan->file_bytes,
+                               .page_tokens = PAGE_TOKENS};
+    load->options.memory_available = memory_available;
+    int rc = size_state(m->plan, load->backend, &load->options, &m->state, &m->memory, report);
+    if (rc < 0 && rc != -INFER_E_MODEL_TOO_LARGE)
+        return fail(load, rc, report);
+    need.weights = m->memory.weights_bytes;
+    need.scratch = m->memory.scratch_bytes;
+    need.n_pages = m->state.n_pages;
+    need.state = m->memory.page_bytes * m->state.n_pages + ledger_bytes(m->state.n_pages);
+    need.least =
+        need.weights + need.scratch + m->memory.page_bytes * least_pages(m->plan, &load->options);
+    m->n_context = min_u32((uint64_t)m->state.n_pages * m->state.page_tokens,
+                           wanted_context(m->plan, &load->options));
+    need.n_context = m->n_context;
+    *ret = need;
+    return rc < 0 ? fail(load, rc, report) : 0;
+}
+
 static int open_on_backend(const struct gguf *g, struct engine_model *m,
                            const struct backend *backend, const struct loader_options *options,
                            struct report *report)
 {
-    int rc = loader_estimate(m->plan, backend, options, &m->state, &m->memory, report);
-    if (rc < 0)
-        return rc;
-    m->n_context = min_u32((uint64_t)m->state.n_pages * m->state.page_tokens,
-                           wanted_context(m->plan, options));
-    rc = backend->api->model_open(backend->instance, &m->plan->backend, &m->state, &m->weights);
+    int rc = backend->api->model_open(backend->instance, &m->plan->backend, &m->state, &m->weights);
     if (rc < 0)
         return backend_failed(backend, rc, "open the model", report);
     rc = stream_weights(g, m, backend, options, report);
@@ -270,46 +427,41 @@ static int open_on_backend(const struct gguf *g, struct engine_model *m,
     return 0;
 }
 
-/* A sentence that comes from a room which does not know the file gets its name. */
-static void name_file(const char *path, struct report *report)
+int loader_fill(struct load *load, struct engine_model *ret, struct report *report)
 {
-    const char *slash = strrchr(path, '/');
-    const char *base = slash != NULL ? slash + 1 : path;
-    struct report copy = *report;
-    if (strncmp(copy.text, path, strlen(path)) != 0 && strncmp(copy.text, base, strlen(base)) != 0)
-        report_fail(report, copy.code, "%.200s: %.300s", path, copy.text);
+    *ret = load->model; /* the page ledger keeps its address */
+    load->model = (struct engine_model){0};
+    memory_set_owner(load->options.owner);
+    int rc = open_on_backend(load->gguf, ret, load->backend, &load->options, report);
+    if (rc < 0) {
+        loader_close(ret, load->options.owner);
+        rc = fail(load, rc, report);
+    }
+    memory_set_owner(MEMORY_NO_OWNER);
+    return rc;
+}
+
+void loader_close(struct engine_model *model, uint32_t owner)
+{
+    memory_set_owner(owner);
+    engine_model_done(model);
+    memory_set_owner(MEMORY_NO_OWNER);
+    malloc_trim(0);
 }
 
 int loader_load(const char *name, const char *path, const struct backend *backend,
                 const struct loader_options *options, struct engine_model *ret,
                 struct report *report)
 {
-    struct gguf *g;
-    int rc = gguf_open(path, &g, report);
+    struct loader_source source = {.path = path};
+    struct loader_need need;
+    struct load *load;
+    int rc = loader_open(name, &source, backend, options, &load, report);
     if (rc < 0)
         return rc;
-    struct engine_model *m = ret; /* the page ledger keeps its address */
-    *m = (struct engine_model){.api = backend->api, .backend = backend->instance};
-    struct infer_device device;
-    backend->api->describe(backend->instance, &device);
-    if (getrandom(m->page_key, sizeof m->page_key, 0) != sizeof m->page_key)
-        rc = report_fail(report, INFER_E_INTERNAL, "the system gives no random numbers");
-    snprintf(m->name, sizeof m->name, "%s", name);
-    snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", backend->api->name, device.name);
-
+    rc = loader_size(load, options->memory_available, &need, report);
     if (rc == 0)
-        rc = plan_new(g, &m->plan, report);
-    if (rc == 0)
-        rc = tokenizer_new(g, &m->tokenizer, report);
-    if (rc == 0 && chat_template_new(g, &m->chat, &m->chat_report) < 0)
-        m->chat = NULL; /* only requests with messages need it; they get the report */
-    if (rc == 0)
-        rc = open_on_backend(g, m, backend, options, report);
-    gguf_free(g);
-    if (rc < 0) {
-        engine_model_done(m);
-        name_file(path, report);
-        return rc;
-    }
-    return 0;
+        rc = loader_fill(load, ret, report);
+    loader_free(load);
+    return rc;
 }

@@ -250,6 +250,7 @@ static int load_model(struct daemon *d, const struct config_model *from, struct 
     struct loading loading = {d, from->name};
     struct engine_model *m = &d->models[d->n_models];
     options.loads = &d->loads;
+    options.owner = d->n_models;
     uint64_t start = clock_us(), taken = memory_total_bytes(&d->memory);
 
     /* What earlier models took may not be touched yet, so the system still calls it available. */
@@ -414,7 +415,7 @@ static void stop(struct daemon *d)
         dispatch_free(d->dispatch);
     status_page_free(d->page);
     for (uint32_t i = 0; i < d->n_models; i++)
-        engine_model_done(&d->models[i]);
+        loader_close(&d->models[i], i);
     if (d->backend.api != NULL)
         backend_unload(&d->backend);
     notify_free(d->notify);

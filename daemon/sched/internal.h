@@ -107,6 +107,7 @@ struct user {
 };
 
 #define SCHED_MINUTE_US INT64_C(60000000)
+#define SCHED_PARK_US   10000000u
 
 struct sched_model {
     uint32_t pages, available; /* as told */

@@ -24,7 +24,7 @@ static void or_default(uint32_t *field, uint32_t value)
 static void fill_defaults(struct sched_config *c)
 {
     or_default(&c->page_tokens, 16);
-    or_default(&c->park_us, 10000000);
+    or_default(&c->park_us, SCHED_PARK_US);
     or_default(&c->n_users_max, 256);
     or_default(&c->decode_growth_percent, 50);
     or_default(&c->prefill_cost, 1);

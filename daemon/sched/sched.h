@@ -193,6 +193,10 @@ void sched_gave(struct sched *s, uint32_t slot, uint32_t n_pages);
  * weight or class out of range; -ENOSPC: n_users_max uids are active or have one already. */
 int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *policy);
 
+/* Another policy for every uid that has none of its own, and another park_us (0: the default).
+ * -EINVAL as above. */
+int sched_set_default(struct sched *s, const struct sched_policy *policy, uint32_t park_us);
+
 /* Queues a sequence. 0 and *ret_slot, its number until sched_remove(). -E2BIG: it can never fit, it
  * needs more pages than the model has or the uid may have; -ENOSPC: max_sequences are known
  * already; -EDQUOT: a limit of its uid, named in *ret_limit (which may be NULL). */

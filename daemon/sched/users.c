@@ -201,15 +201,14 @@ uint64_t sched_quota_us(const struct sched *s, uint32_t uid, uint32_t n_rows, ui
 
 /* ---- policies -------------------------------------------------------------------------------- */
 
-int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *policy)
+static bool valid(const struct sched_policy *policy)
 {
-    if (policy != NULL &&
-        (policy->weight > SCHED_WEIGHT_MAX || (unsigned)policy->best_class >= SCHED_CLASSES))
-        return -EINVAL;
-    uint32_t i = users_get(s, uid);
-    if (i == NONE)
-        return -ENOSPC;
-    struct user *u = &s->users[i];
+    return policy->weight <= SCHED_WEIGHT_MAX && (unsigned)policy->best_class < SCHED_CLASSES;
+}
+
+/* NULL: everybody's. */
+static void give_policy(struct sched *s, struct user *u, const struct sched_policy *policy)
+{
     bool unlimited = u->policy.tokens_per_minute == 0;
     if (!unlimited)
         u->bucket = bucket_at(u, s->now_us); /* at the old rate until now */
@@ -218,5 +217,27 @@ int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *p
     u->policy = normal(policy != NULL ? policy : &s->config.policy);
     if (unlimited || u->bucket > bucket_size(u))
         u->bucket = bucket_size(u);
+}
+
+int sched_set_policy(struct sched *s, uint32_t uid, const struct sched_policy *policy)
+{
+    if (policy != NULL && !valid(policy))
+        return -EINVAL;
+    uint32_t i = users_get(s, uid);
+    if (i == NONE)
+        return -ENOSPC;
+    give_policy(s, &s->users[i], policy);
+    return 0;
+}
+
+int sched_set_default(struct sched *s, const struct sched_policy *policy, uint32_t park_us)
+{
+    if (!valid(policy))
+        return -EINVAL;
+    s->config.policy = *policy;
+    s->config.park_us = park_us != 0 ? park_us : SCHED_PARK_US;
+    for (uint32_t i = 0; i < s->config.n_users_max; i++)
+        if (s->users[i].known && !s->users[i].pinned)
+            give_policy(s, &s->users[i], NULL);
     return 0;
 }

@@ -65,6 +65,11 @@ void conversations_free(struct conversations *c)
     free(c);
 }
 
+void conversations_set_idle(struct conversations *c, uint64_t idle_us)
+{
+    c->config.idle_us = idle_us;
+}
+
 static bool is_over(const struct conversations *c, const struct conversation *one, uint64_t now_us)
 {
     return !one->busy && now_us > one->used_us && now_us - one->used_us > c->config.idle_us;

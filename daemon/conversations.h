@@ -43,6 +43,7 @@ struct conversations_config {
 int conversations_new(const struct conversations_config *config, struct conversations **ret);
 /* Releases all that is kept. NULL is allowed. */
 void conversations_free(struct conversations *c);
+void conversations_set_idle(struct conversations *c, uint64_t idle_us);
 
 /* A new one, busy and without a past. -EBUSY: it had to take another's place and all that could go
  * are busy. */

@@ -152,6 +152,13 @@ static void flush_stalled(struct dispatch *d)
 
 /* ---- clients --------------------------------------------------------------------------------- */
 
+static uint64_t ring_bytes(const struct session *session)
+{
+    uint32_t request, token;
+    session_ring_sizes(session, &request, &token);
+    return (uint64_t)request + token + 2u * INFER_ABI_DATA_OFFSET;
+}
+
 static void add_client(struct dispatch *d, struct message *m)
 {
     struct client *client = calloc(1, sizeof *client);
@@ -168,6 +175,7 @@ static void add_client(struct dispatch *d, struct message *m)
     d->clients = client;
     d->n_sessions++;
     d->metrics.connections++;
+    d->session_bytes += ring_bytes(m->session);
 }
 
 static void remove_client(struct dispatch *d, struct connection *c)
@@ -184,6 +192,7 @@ static void remove_client(struct dispatch *d, struct connection *c)
             d->clients = client->next;
         if (client->next != NULL)
             client->next->previous = client->previous;
+        d->session_bytes -= ring_bytes(client->session);
         free(client);
         d->n_sessions--;
     }
@@ -225,10 +234,20 @@ static bool take_messages(struct dispatch *d)
         case MESSAGE_DRAIN:
             d->draining = true;
             break;
+        case MESSAGE_MODEL:
+            dispatch_model_told(d, m->index, m->told);
+            break;
+        case MESSAGE_LEAVE:
+            dispatch_model_leaves(d, m->index, m->leave);
+            break;
+        case MESSAGE_LIMITS:
+            dispatch_take_limits(d, m->told);
+            break;
         case MESSAGE_STOP:
             d->stopping = true;
             break;
         }
+        free(m->told);
         free(m);
     }
     return any;
@@ -392,6 +411,8 @@ bool dispatch_turn(struct dispatch *d)
         flush_stalled(d);
     if (d->retry_held)
         dispatch_retry_held(d, clock_us());
+    if (d->n_leaving > 0)
+        dispatch_models_left(d);
     if (busy)
         publish(d); /* QUEUED must not wait for the step */
     busy |= dispatch_step(d);
@@ -453,10 +474,6 @@ static void fill_defaults(struct dispatch_config *c)
         c->slow_cancel_us = DISPATCH_SLOW_READER_US;
     if (c->conversation_idle_us == 0)
         c->conversation_idle_us = DISPATCH_CONVERSATION_IDLE_US;
-    for (uint32_t i = 0; i < c->n_models && c->swap_bytes == 0; i++) {
-        const struct engine_model *m = &c->models[i];
-        c->swap_bytes += m->memory.page_bytes * m->state.n_pages / DISPATCH_SWAP_SHARE;
-    }
 }
 
 /* A store without its file is a store. */
@@ -479,7 +496,7 @@ static int new_sched(struct dispatch *d)
                                  .max_running = c->max_running,
                                  .step_rows = c->step_rows,
                                  .n_models = c->n_models,
-                                 .page_tokens = c->models[0].state.page_tokens,
+                                 .page_tokens = c->models[0].state.page_tokens, /* 0: as loaded */
                                  .park_us = park_us < UINT32_MAX ? (uint32_t)park_us : UINT32_MAX,
                                  .policy = c->policy,
                                  .skips_max = c->skips_max,
@@ -493,7 +510,9 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     if (d == NULL)
         return -ENOMEM;
     d->config = *config;
+    assert(config->n_models <= INFER_MODELS_MAX);
     fill_defaults(&d->config);
+    d->swap_derived = config->swap_bytes == 0;
     d->start_us = clock_us();
     d->metrics.start_s = (double)time(NULL);
     d->metrics.n_starts = config->n_starts;
@@ -507,8 +526,7 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
         dispatch_free(d);
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < config->n_models; i++)
-        sched_set_pages(d->sched, i, config->models[i].state.n_pages);
+    dispatch_first_models(d);
     dispatch_read_memory(d);
     dispatch_write_page(d, d->start_us);
     *ret = d;
@@ -596,8 +614,19 @@ void dispatch_stop(struct dispatch *d)
     }
 }
 
+/* What came when nobody takes it any more. */
+static void drop_messages(struct dispatch *d)
+{
+    for (struct message *m = queue_take_all(&d->inbox, false), *next; m != NULL; m = next) {
+        next = m->next;
+        free(m->told);
+        free(m);
+    }
+}
+
 void dispatch_free(struct dispatch *d)
 {
+    drop_messages(d);
     queue_done(&d->inbox);
     queue_done(&d->prepare);
     conversations_free(d->conversations);
@@ -622,4 +651,38 @@ void dispatch_remove(struct dispatch *d, struct connection *c)
 {
     dispatch_send(&d->inbox, (struct message){.kind = MESSAGE_REMOVE, .connection = c});
     dispatch_wake(d);
+}
+
+static int tell(struct dispatch *d, struct message message, const void *told, size_t bytes)
+{
+    message.told = malloc(bytes);
+    if (message.told == NULL)
+        return -ENOMEM;
+    memcpy(message.told, told, bytes);
+    int rc = dispatch_send(&d->inbox, message);
+    if (rc < 0)
+        free(message.told);
+    dispatch_wake(d);
+    return rc;
+}
+
+int dispatch_set_model(struct dispatch *d, uint32_t index, const struct dispatch_model *model)
+{
+    assert(index < d->config.n_models);
+    return tell(d, (struct message){.kind = MESSAGE_MODEL, .index = index}, model, sizeof *model);
+}
+
+int dispatch_set_limits(struct dispatch *d, const struct dispatch_limits *limits)
+{
+    return tell(d, (struct message){.kind = MESSAGE_LIMITS}, limits,
+                sizeof *limits + limits->n_users * sizeof limits->users[0]);
+}
+
+int dispatch_leave_model(struct dispatch *d, uint32_t index, enum dispatch_leave how)
+{
+    assert(index < d->config.n_models);
+    int rc = dispatch_send(&d->inbox,
+                           (struct message){.kind = MESSAGE_LEAVE, .index = index, .leave = how});
+    dispatch_wake(d);
+    return rc;
 }

@@ -14,6 +14,7 @@
 #define INFERD_DISPATCH_H
 
 #include "engine/engine.h"
+#include "inferd/client.h"
 #include "io/loop.h"
 #include "proto/session.h"
 #include "proto/status_page.h"
@@ -23,9 +24,45 @@ struct dispatch;
 struct connection; /* server.c's */
 struct metrics_loads;
 
+enum dispatch_model_state {
+    DISPATCH_MODEL_NONE, /* the number is nobody's */
+    DISPATCH_MODEL_LISTED,
+    DISPATCH_MODEL_LOADING,
+    DISPATCH_MODEL_READY,
+    DISPATCH_MODEL_LEAVING, /* the hub's own word, between dispatch_leave_model() and its news */
+    DISPATCH_MODEL_FAILED,
+};
+
+/* What the event thread tells of a model. */
+struct dispatch_model {
+    enum dispatch_model_state state;
+    struct infer_model about; /* name, pinned, keep_alive_s; LOADING: done_bytes, total_bytes */
+    uint64_t identity;        /* READY: as loader_identity() has it */
+    uint64_t load_us;         /* LISTED, LOADING: how long it will take, as far as is known */
+    uint64_t retry_us;        /* FAILED: requests ask for another try from then on */
+    struct report report;     /* FAILED, NONE: what requests that wait for it are told */
+};
+
+enum dispatch_leave {
+    DISPATCH_LEAVE_IDLE, /* only if it has no request */
+    DISPATCH_LEAVE_DRAIN,
+    DISPATCH_LEAVE_NOW, /* its requests end with UNLOADED */
+};
+
+/* Sets of models, a bit each. */
+struct dispatch_news {
+    uint32_t wanted; /* a request waits for it: it was LISTED, or FAILED some time ago */
+    uint32_t left;   /* nothing of the hub's uses it any more; told once, after leaving */
+    uint32_t stayed; /* asked to leave when idle, it was not */
+};
+
 struct dispatch_config {
+    /* Places for n_models models, whose numbers are their places; those that are loaded already
+     * are ready. The hub touches one only while it is READY or LEAVING. */
     struct engine_model *models;
     uint32_t n_models;
+    void (*on_models)(void *ctx); /* on the event thread: dispatch_take_news() */
+    void *models_ctx;
     uint32_t max_running;
     uint32_t step_rows;
     struct sched_policy policy; /* of every user that has none of his own */
@@ -68,6 +105,30 @@ int dispatch_set_policy(struct dispatch *d, uint32_t uid, const struct sched_pol
 /* The users of one shared domain (a number from 1 on) find each other's cached prompts; 0: none.
  * -ENOSPC: too many users. Before dispatch_start(). */
 int dispatch_set_domain(struct dispatch *d, uint32_t uid, uint32_t shared_domain);
+/* Event thread only, from dispatch_new() on: a model has come, gone or changed. -ENOMEM. */
+int dispatch_set_model(struct dispatch *d, uint32_t index, const struct dispatch_model *model);
+/* A READY one is to leave: no request gets it from now on, and once its last has ended the news say
+ * that it left. -ENOMEM. */
+int dispatch_leave_model(struct dispatch *d, uint32_t index, enum dispatch_leave how);
+struct dispatch_news dispatch_take_news(struct dispatch *d);
+/* Since when a READY model has had no request; 0: it has some. Any thread. */
+uint64_t dispatch_model_idle_since(const struct dispatch *d, uint32_t index);
+
+/* What a reload of the configuration may change; policy and shared_domain as in struct
+ * dispatch_config, the users' own by uid. All of it takes effect at once. -ENOMEM. */
+struct dispatch_limits {
+    uint64_t slow_preempt_us, slow_cancel_us, conversation_idle_us;
+    struct sched_policy policy;
+    uint32_t shared_domain;
+    uint32_t n_users;
+    struct dispatch_user {
+        uint32_t uid;
+        struct sched_policy policy;
+        uint32_t domain;
+    } users[];
+};
+int dispatch_set_limits(struct dispatch *d, const struct dispatch_limits *limits);
+
 /* Starts the engine and preparing threads. */
 int dispatch_start(struct dispatch *d);
 /* One turn of the engine thread's loop; true when there was something to do. For who drives the hub

@@ -8,11 +8,16 @@
  * quarter of a model's at the most, and idle conversations give theirs before anything that runs
  * is preempted. They are saved to the store then, where they are the first to go when it is full;
  * one for which there is no room is forgotten. What continues one that is in the store has its
- * state from there when it starts, as after a preemption. */
+ * state from there when it starts, as after a preemption.
+ *
+ * Tokens outlive their model, to be computed again when it is back; a state does not. What is in
+ * the store is laid out as the model's pages were, and the next load may have other cache types, or
+ * another file: it would take a proof that nothing differs to save what one prompt costs. */
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <string.h>
 
@@ -70,11 +75,10 @@ static int begin_conversation(struct dispatch *d, struct job *job, uint32_t uid)
 /* "" is the model that the conversation is with. */
 static int check_model(const struct dispatch *d, struct job *job)
 {
-    const struct engine_model *m = &d->config.models[job->conversation->model];
-    if (job->ask.model[0] != '\0' && strcmp(job->ask.model, m->name) != 0)
+    const char *name = d->slots[job->conversation->model].is.about.name;
+    if (job->ask.model[0] != '\0' && strcmp(job->ask.model, name) != 0)
         return report_fail(&job->report, INFER_E_BAD_PARAMETER,
-                           "the conversation is with model '%s', not '%s'", m->name,
-                           job->ask.model);
+                           "the conversation is with model '%s', not '%s'", name, job->ask.model);
     job->model = &d->config.models[job->conversation->model];
     job->model_index = job->conversation->model;
     return 0;
@@ -148,10 +152,45 @@ bool dispatch_forget_stored(struct dispatch *d)
     return conversations_forget_oldest(d->conversations, is_stored, NULL);
 }
 
+static bool is_of(const void *model, const struct conversation *one)
+{
+    return engine_past_model(one->past) == model;
+}
+
+void dispatch_forget_model(struct dispatch *d, uint32_t model)
+{
+    while (conversations_forget_oldest(d->conversations, is_of, &d->config.models[model]))
+        ;
+}
+
+static bool is_more(const struct engine_past *past)
+{
+    return engine_past_pages(past) > 0 || engine_past_is_saved(past);
+}
+
+static bool is_more_of(const void *model, const struct conversation *one)
+{
+    return is_of(model, one) && is_more(one->past);
+}
+
+void dispatch_forget_states(struct dispatch *d, uint32_t model)
+{
+    while (conversations_forget_oldest(d->conversations, is_more_of, &d->config.models[model]))
+        ;
+    assert(d->past_pages[model] == 0);
+}
+
+bool dispatch_has_state(const struct job *job)
+{
+    return job->past != NULL && is_more(job->past);
+}
+
 /* Before a past that holds pages becomes idle: older ones make room. */
 static void bound_pages(struct dispatch *d, const struct engine_past *past)
 {
     uint32_t model = (uint32_t)(engine_past_model(past) - d->config.models);
+    if (engine_past_pages(past) == 0)
+        return; /* its model may not be loaded */
     uint32_t most = kv_pool_pages(d->config.models[model].pool) / PAST_PAGES_SHARE;
     while (d->past_pages[model] + engine_past_pages(past) > most)
         if (!dispatch_give_past_pages(d, model))

@@ -2,6 +2,7 @@
  *
  *   dispatch.c                the loop, its threads and messages, what is due to clients
  *   dispatch_request.c        from a record to a job, and a job's end
+ *   dispatch_models.c         models that come and go, and who waits for them
  *   dispatch_queue.c          a job's way into the scheduler: several answers, limits, WAIT
  *   dispatch_step.c           the step, and what comes out of it
  *   dispatch_pressure.c       who gives up his pages, where they go, how they come back
@@ -58,6 +59,9 @@ enum message_kind {
     MESSAGE_PREPARED,
     MESSAGE_SWAPPED,
     MESSAGE_DRAIN,
+    MESSAGE_MODEL,
+    MESSAGE_LEAVE,
+    MESSAGE_LIMITS,
     MESSAGE_STOP
 };
 
@@ -68,6 +72,18 @@ struct message {
     struct session *session;
     struct job *job;
     struct swap_state *saved;
+    uint32_t index; /* MODEL, LEAVE */
+    enum dispatch_leave leave;
+    void *told; /* MODEL: struct dispatch_model, LIMITS: struct dispatch_limits; owned */
+};
+
+/* A model's place. */
+struct model_slot {
+    struct dispatch_model is;
+    bool live;                      /* config.models[i] is ready for use */
+    uint32_t n_uses;                /* jobs with uses_model */
+    uint32_t n_waiting;             /* jobs that are held for it */
+    _Atomic uint64_t idle_since_us; /* 0: in use, or not live */
 };
 
 /* A user who is not like the others. */
@@ -103,6 +119,10 @@ struct dispatch {
     struct special_user *users;
     uint32_t n_users;
     struct conversations *conversations;
+    struct model_slot slots[INFER_MODELS_MAX];
+    uint32_t n_leaving;
+    atomic_uint wanted, left, stayed;      /* struct dispatch_news */
+    bool swap_derived;                     /* its size follows the models */
     uint32_t past_pages[INFER_MODELS_MAX]; /* held by idle conversations */
     uint32_t lent_pages[INFER_MODELS_MAX]; /* by requests that wait to go on from one */
     struct swap *swap;
@@ -126,6 +146,7 @@ struct dispatch {
     atomic_bool counts_told;     /* on_counts is on its way */
 
     uint32_t n_sessions;
+    uint64_t session_bytes; /* of their rings */
     uint64_t n_requests, n_failed, n_prompt_tokens, n_tokens, n_steps, start_us;
     struct second seconds[DISPATCH_SECONDS];
     uint64_t memory_bytes, memory_available; /* as last read */
@@ -142,6 +163,7 @@ int dispatch_send(struct message_queue *q, struct message message);
 
 /* dispatch_request.c */
 bool dispatch_poll(struct dispatch *d, struct client *client); /* true: something was there */
+void dispatch_prepare(struct dispatch *d, struct job *job);
 void dispatch_prepared(struct dispatch *d, struct job *job);
 void dispatch_hold_bytes(struct dispatch *d, struct job *job);
 uint64_t dispatch_held_bytes(const struct dispatch *d);
@@ -151,7 +173,26 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
                      const char *text);
 void dispatch_drop(struct dispatch *d, struct job *job);
 
+/* dispatch_models.c */
+/* The model that the job names is in job->model; negative: there is none, job->report. */
+int dispatch_choose_model(struct dispatch *d, struct job *job);
+/* True: it is loaded. Else the job waits for that, or is over already. */
+bool dispatch_await_model(struct dispatch *d, struct job *job);
+void dispatch_use_model(struct dispatch *d, struct job *job);
+void dispatch_release_model(struct dispatch *d, struct job *job);
+/* The models that dispatch_new() found loaded. */
+void dispatch_first_models(struct dispatch *d);
+void dispatch_model_told(struct dispatch *d, uint32_t index, const struct dispatch_model *told);
+void dispatch_model_leaves(struct dispatch *d, uint32_t index, enum dispatch_leave how);
+/* Those that leave and have no request any more have left. */
+void dispatch_models_left(struct dispatch *d);
+
 /* dispatch_queue.c */
+void dispatch_hold(struct dispatch *d, struct job *job, enum job_hold why);
+void dispatch_unhold(struct dispatch *d, struct job *job);
+/* Is there a place for one more job? */
+bool dispatch_has_room(const struct dispatch *d);
+void dispatch_take_limits(struct dispatch *d, const struct dispatch_limits *limits);
 uint64_t dispatch_domain(const struct dispatch *d, uint32_t uid);
 int dispatch_special_user(struct dispatch *d, uint32_t uid, struct special_user **ret);
 /* A job that is prepared: into the scheduler, or HELD, or refused. */
@@ -197,6 +238,12 @@ void dispatch_forget_conversation(struct dispatch *d, struct job *job);
 bool dispatch_give_past_pages(struct dispatch *d, uint32_t model);
 /* The idle conversation that was used longest ago of those in the store goes. False: none is. */
 bool dispatch_forget_stored(struct dispatch *d);
+/* All idle ones with this model go. */
+void dispatch_forget_model(struct dispatch *d, uint32_t model);
+/* Of those, the ones that are more than tokens: that hold pages, or have a state in the store. */
+void dispatch_forget_states(struct dispatch *d, uint32_t model);
+/* Has it a past that is more than tokens? */
+bool dispatch_has_state(const struct job *job);
 
 /* dispatch_metrics.c */
 int dispatch_metrics(struct dispatch *d, struct job *job);
@@ -208,7 +255,8 @@ void dispatch_count_ended(struct dispatch *d, const struct job *job);
 void dispatch_count_dropped(struct dispatch *d, const struct job *job);
 
 /* dispatch_status.c */
-void dispatch_describe_model(const struct engine_model *m, struct infer_model *ret);
+/* False: nobody has this number. */
+bool dispatch_describe_model(const struct dispatch *d, uint32_t index, struct infer_model *ret);
 void dispatch_fill_status(const struct dispatch *d, struct infer_status *ret);
 int dispatch_models(const struct dispatch *d, struct job *job);
 int dispatch_status(struct dispatch *d, struct job *job);

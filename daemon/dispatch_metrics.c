@@ -105,11 +105,13 @@ int dispatch_metrics(struct dispatch *d, struct job *job)
     s->counters = d->metrics;
     metrics_show_users(s, uid == 0 || uid == geteuid(), uid);
     metrics_copy_loads(&s->loads, d->config.loads);
-    s->n_models = d->config.n_models;
-    for (uint32_t i = 0; i < s->n_models; i++) {
-        const struct engine_model *m = &d->config.models[i];
-        dispatch_describe_model(m, &s->models[i].info);
-        s->models[i].pages = kv_pool_count(m->pool);
+    for (uint32_t i = 0; i < d->config.n_models; i++) {
+        struct metrics_model_now *now = &s->models[s->n_models];
+        if (!dispatch_describe_model(d, i, &now->info))
+            continue;
+        if (d->slots[i].live)
+            now->pages = kv_pool_count(d->config.models[i].pool);
+        s->n_models++;
     }
     dispatch_fill_status(d, &s->status);
     count_waiting(d, s);

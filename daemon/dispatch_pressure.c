@@ -246,7 +246,7 @@ static bool make_room(struct dispatch *d, uint32_t model)
 void dispatch_relieve(struct dispatch *d, uint64_t now_us)
 {
     for (uint32_t model = 0; model < d->config.n_models; model++)
-        for (;;) {
+        while (d->slots[model].live) {
             while (make_room(d, model))
                 ;
             uint32_t slot = sched_victim(d->sched, model, now_us);
@@ -260,7 +260,7 @@ bool dispatch_make_room(struct dispatch *d)
 {
     bool any = false;
     for (uint32_t model = 0; model < d->config.n_models; model++)
-        while (make_room(d, model))
+        while (d->slots[model].live && make_room(d, model))
             any = true;
     return any;
 }

@@ -14,6 +14,7 @@
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
+#include "base/log.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -71,9 +72,30 @@ static uint32_t max_waiting(const struct dispatch *d, uint32_t uid)
     return max != 0 ? max : UINT32_MAX;
 }
 
+void dispatch_take_limits(struct dispatch *d, const struct dispatch_limits *limits)
+{
+    d->config.slow_preempt_us = limits->slow_preempt_us;
+    d->config.slow_cancel_us = limits->slow_cancel_us;
+    d->config.policy = limits->policy;
+    d->config.shared_domain = limits->shared_domain;
+    conversations_set_idle(d->conversations, limits->conversation_idle_us);
+    uint64_t park_us = limits->slow_preempt_us;
+    sched_set_default(d->sched, &limits->policy,
+                      park_us < UINT32_MAX ? (uint32_t)park_us : UINT32_MAX);
+    for (uint32_t i = 0; i < d->n_users; i++)
+        sched_set_policy(d->sched, d->users[i].uid, NULL);
+    d->n_users = 0;
+    for (uint32_t i = 0; i < limits->n_users; i++)
+        if (dispatch_set_policy(d, limits->users[i].uid, &limits->users[i].policy) < 0 ||
+            dispatch_set_domain(d, limits->users[i].uid, limits->users[i].domain) < 0)
+            log_warning("user %u: too many users are active; the default policy stands",
+                        limits->users[i].uid);
+    d->retry_held = true;
+}
+
 /* ---- the list of those that are held --------------------------------------------------------- */
 
-static void hold(struct dispatch *d, struct job *job, enum job_hold why)
+void dispatch_hold(struct dispatch *d, struct job *job, enum job_hold why)
 {
     struct job **at = &d->held;
     while (*at != NULL)
@@ -85,7 +107,7 @@ static void hold(struct dispatch *d, struct job *job, enum job_hold why)
     d->n_held++;
 }
 
-static void unhold(struct dispatch *d, struct job *job)
+void dispatch_unhold(struct dispatch *d, struct job *job)
 {
     struct job **at = &d->held;
     while (*at != job)
@@ -104,8 +126,16 @@ void dispatch_leave_queue(struct dispatch *d, struct job *job)
         job->slot = JOB_NO_SLOT;
         d->retry_held = true;
     }
+    if (job->hold == JOB_HOLD_MODEL)
+        d->slots[job->model_index].n_waiting--;
     if (job->hold != JOB_HOLD_NONE)
-        unhold(d, job);
+        dispatch_unhold(d, job);
+}
+
+bool dispatch_has_room(const struct dispatch *d)
+{
+    struct sched_counts counts = sched_count(d->sched);
+    return counts.n_waiting + counts.n_running + d->n_held < INFER_SEQUENCES_MAX;
 }
 
 /* ---- into the scheduler ---------------------------------------------------------------------- */
@@ -228,7 +258,7 @@ static int enter_or_hold(struct dispatch *d, struct job *job, uint32_t n)
         uint64_t start = sched_quota_us(d->sched, uid, engine_sequence_rows(job->sequence), now);
         job->start_us = start > now ? start - now : 0;
         job->position = sched_count(d->sched).n_waiting + d->n_held;
-        hold(d, job, JOB_HOLD_LIMIT);
+        dispatch_hold(d, job, JOB_HOLD_LIMIT);
         rc = 0;
     }
     if (rc < 0)
@@ -244,7 +274,8 @@ static int add_others(struct dispatch *d, struct job *job)
     int rc = job_start_others(job, dispatch_domain(d, uid_of(job)), others);
     for (uint32_t i = 0; i + 1 < n && rc == 0; i++) {
         dispatch_link(job->client, others[i]);
-        hold(d, others[i], JOB_HOLD_PROMPT);
+        dispatch_hold(d, others[i], JOB_HOLD_PROMPT);
+        dispatch_use_model(d, others[i]);
     }
     if (rc == 0)
         job->answers->held = job->phase == JOB_HELD;
@@ -322,7 +353,7 @@ void dispatch_retry_held(struct dispatch *d, uint64_t now_us)
         next = job->next_held;
         if (job->hold != JOB_HOLD_LIMIT || is_in(failed, n_failed, uid_of(job)))
             continue;
-        unhold(d, job); /* so that it does not stand in its own way */
+        dispatch_unhold(d, job); /* so that it does not stand in its own way */
         /* Its other answers count as waiting already, unless they came with it and do not yet. */
         bool all = job->answers != NULL && job->answers->held;
         int rc = check_room(d, job, all ? job->answers->n : 1, &limit);

@@ -60,9 +60,10 @@ void dispatch_drop(struct dispatch *d, struct job *job)
     d->held_bytes -= job->held_bytes;
     job->held_bytes = 0;
     if (job->phase == JOB_PREPARING)
-        return; /* its past is being read */
+        return; /* its past and its model are being read */
     dispatch_put_conversation(d, job);
     dispatch_forget_saved(d, job);
+    dispatch_release_model(d, job);
     job_free(job);
 }
 
@@ -79,30 +80,9 @@ void dispatch_finish(struct dispatch *d, struct job *job, uint32_t finish, int c
     dispatch_forget_saved(d, job);
     if (job->sequence != NULL) /* whatever the client has still to read */
         engine_sequence_end(job->sequence);
+    dispatch_release_model(d, job);
     dispatch_hold_bytes(d, job);
     dispatch_flush(d, job);
-}
-
-/* ---- choosing the model ---------------------------------------------------------------------- */
-
-static int choose_model(const struct dispatch *d, struct job *job)
-{
-    if (job->ask.conversation != 0)
-        return 0; /* the conversation says */
-    for (uint32_t i = 0; i < d->config.n_models; i++) {
-        if (job->ask.model[0] != '\0' && strcmp(job->ask.model, d->config.models[i].name) != 0)
-            continue;
-        job->model = &d->config.models[i];
-        job->model_index = i;
-        return 0;
-    }
-    char served[INFER_DETAIL_MAX / 2];
-    size_t n = 0;
-    for (uint32_t i = 0; i < d->config.n_models && n < sizeof served; i++)
-        n += (size_t)snprintf(served + n, sizeof served - n, "%s%s", i ? ", " : "",
-                              d->config.models[i].name);
-    return report_fail(&job->report, INFER_E_UNKNOWN_MODEL, "'%s' is not served; served: %s",
-                       job->ask.model, d->config.n_models ? served : "none");
 }
 
 /* ---- preparing ------------------------------------------------------------------------------- */
@@ -113,12 +93,14 @@ void dispatch_prepared(struct dispatch *d, struct job *job)
     if (job->client == NULL) { /* its client went away meanwhile */
         dispatch_put_conversation(d, job);
         dispatch_forget_saved(d, job);
+        dispatch_release_model(d, job);
         job_free(job);
         return;
     }
     dispatch_hold_bytes(d, job);
     if (job->cancelled)
-        dispatch_finish(d, job, INFER_FINISH_CANCEL, 0, NULL);
+        dispatch_finish(d, job, job->cancel_code ? INFER_FINISH_ERROR : INFER_FINISH_CANCEL,
+                        job->cancel_code, NULL);
     else if (job->report.code != 0)
         dispatch_finish(d, job, INFER_FINISH_ERROR, job->report.code, NULL);
     else if (job->ask.op == INFER_ABI_GENERATE || job->ask.op == INFER_ABI_SCORE)
@@ -127,8 +109,10 @@ void dispatch_prepared(struct dispatch *d, struct job *job)
         dispatch_finish(d, job, INFER_FINISH_NONE, 0, NULL);
 }
 
-static void prepare(struct dispatch *d, struct job *job)
+void dispatch_prepare(struct dispatch *d, struct job *job)
 {
+    if (job->model != NULL) /* METRICS has none */
+        dispatch_use_model(d, job);
     job->phase = JOB_PREPARING;
     bool is_long = job->payload_bytes > DISPATCH_INLINE_BYTES_MAX || job->snapshot != NULL;
     if (d->started && is_long &&
@@ -198,7 +182,7 @@ static int answer_at_once(struct dispatch *d, struct job *job)
         if (rc < 0)
             break;
         dispatch_hold_bytes(d, job);
-        prepare(d, job);
+        dispatch_prepare(d, job);
         return 1;
     case INFER_ABI_TOPOLOGY: /* reads files, so it is for the preparing thread */
         job->phase = JOB_PREPARING;
@@ -303,10 +287,10 @@ static void submit(struct dispatch *d, struct client *client, struct session_req
     } else if (!answer_at_once(d, job)) { /* who looks or ends others may do so to the last */
         if (d->draining)
             refuse(d, job, INFER_E_SHUTDOWN, "the daemon is stopping", METRICS_LIMITS);
-        else if (choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
+        else if (dispatch_choose_model(d, job) < 0 || dispatch_take_conversation(d, job) < 0)
             refuse(d, job, job->report.code, NULL, METRICS_LIMITS);
-        else
-            prepare(d, job);
+        else if (dispatch_await_model(d, job))
+            dispatch_prepare(d, job);
     }
 }
 

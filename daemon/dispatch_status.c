@@ -9,12 +9,10 @@
 #include <string.h>
 #include <unistd.h>
 
-void dispatch_describe_model(const struct engine_model *m, struct infer_model *ret)
+static void describe_loaded(const struct engine_model *m, struct infer_model *ret)
 {
     const struct infer_shape *shape = &m->plan->backend.shape;
 
-    memset(ret, 0, sizeof *ret);
-    ret->bytes = sizeof *ret;
     snprintf(ret->name, sizeof ret->name, "%s", m->name);
     snprintf(ret->architecture, sizeof ret->architecture, "%s", m->plan->architecture);
     snprintf(ret->description, sizeof ret->description, "%s", m->plan->description);
@@ -27,23 +25,54 @@ void dispatch_describe_model(const struct engine_model *m, struct infer_model *r
     ret->n_layers = shape->n_layers;
     ret->n_parameters = m->plan->n_parameters;
     ret->weights_bytes = m->memory.weights_bytes;
-    ret->state_bytes = m->memory.page_bytes * m->state.n_pages;
+    struct kv_config pages = {.n_pages = m->state.n_pages, .page_tokens = m->state.page_tokens};
+    ret->state_bytes = m->memory.page_bytes * m->state.n_pages + kv_pool_bytes(&pages);
     ret->scratch_bytes = m->memory.scratch_bytes;
     ret->bos = tokenizer_bos(m->tokenizer);
     ret->eos = tokenizer_eos(m->tokenizer);
     ret->add_bos = tokenizer_add_bos(m->tokenizer);
 }
 
+static uint32_t shown_state(enum dispatch_model_state state)
+{
+    static const uint8_t shown[] = {[DISPATCH_MODEL_LISTED] = INFER_MODEL_LISTED,
+                                    [DISPATCH_MODEL_LOADING] = INFER_MODEL_LOADING,
+                                    [DISPATCH_MODEL_READY] = INFER_MODEL_READY,
+                                    [DISPATCH_MODEL_LEAVING] = INFER_MODEL_LEAVING,
+                                    [DISPATCH_MODEL_FAILED] = INFER_MODEL_FAILED};
+    return shown[state];
+}
+
+bool dispatch_describe_model(const struct dispatch *d, uint32_t index, struct infer_model *ret)
+{
+    const struct model_slot *slot = &d->slots[index];
+    uint64_t idle = atomic_load_explicit(&slot->idle_since_us, memory_order_relaxed);
+    uint64_t now = clock_us();
+    if (slot->is.state == DISPATCH_MODEL_NONE)
+        return false;
+    *ret = slot->is.about;
+    if (slot->live)
+        describe_loaded(&d->config.models[index], ret);
+    ret->bytes = sizeof *ret;
+    ret->index = index;
+    ret->state = shown_state(slot->is.state);
+    ret->n_requests = slot->n_uses + slot->n_waiting;
+    ret->idle_us = idle != 0 && now > idle ? now - idle : 0;
+    ret->error = slot->is.report.code;
+    return true;
+}
+
 int dispatch_models(const struct dispatch *d, struct job *job)
 {
     struct infer_model *models = calloc(d->config.n_models, sizeof *models);
+    uint32_t n = 0;
     if (models == NULL)
         return -INFER_E_OUT_OF_MEMORY;
     for (uint32_t i = 0; i < d->config.n_models; i++)
-        dispatch_describe_model(&d->config.models[i], &models[i]);
+        n += dispatch_describe_model(d, i, &models[n]);
     job->result_what = INFER_ABI_MODEL_RECORD;
     job->result = (uint8_t *)models;
-    job->result_bytes = d->config.n_models * sizeof *models;
+    job->result_bytes = n * sizeof *models;
     return 0;
 }
 
@@ -88,12 +117,15 @@ void dispatch_fill_status(const struct dispatch *d, struct infer_status *s)
     s->uptime_us = clock_us() - d->start_us;
     s->memory_bytes = d->memory_bytes;
     s->memory_available = d->memory_available;
-    s->n_models = d->config.n_models;
+    s->session_bytes = d->session_bytes;
     s->n_sessions = d->n_sessions;
     s->n_running = counts.n_running;
     s->n_waiting = counts.n_waiting + d->n_held;
     s->n_parked = counts.n_parked;
     for (uint32_t i = 0; i < d->config.n_models; i++) {
+        s->n_models += d->slots[i].is.state != DISPATCH_MODEL_NONE;
+        if (!d->slots[i].live)
+            continue;
         s->n_pages += kv_pool_pages(d->config.models[i].pool);
         s->n_pages_used += kv_pool_used(d->config.models[i].pool);
         s->page_tokens = d->config.models[i].state.page_tokens;

@@ -465,8 +465,9 @@ int job_flush(struct job *job, struct session *session)
     bool ends = job->answer_due || job->done_due;
     int rc = 0;
     if (job->queued_due) {
-        rc = session_put_queued(session, job->request, job->id, (uint32_t)job->sequence->n_prompt,
-                                job->position, job->start_us);
+        uint64_t n_prompt = job->sequence != NULL ? job->sequence->n_prompt : 0;
+        rc = session_put_queued(session, job->request, job->id, (uint32_t)n_prompt, job->position,
+                                job->start_us);
         if (rc < 0)
             return rc;
         job->queued_due = false;

@@ -5,8 +5,9 @@
  *
  *   PREPARING  text becomes tokens (chat template, tokenizer); on the engine thread when it is
  *              short, on the preparing thread when it is long
- *   HELD       it has its sequence, but the scheduler does not know it: it waits for the prompt
- *              that it shares with the first answer, or for a limit of its user (WAIT)
+ *   HELD       the scheduler does not know it: it waits for its model to be loaded, and is not
+ *              prepared yet; or it has its sequence and waits for the prompt that it shares with
+ *              the first answer, or for a limit of its user (WAIT)
  *   RUNNING    a sequence in scheduler and engine; each step leaves at most one token
  *   DRAINING   everything is known; results, ANSWER and DONE are put as the token ring has room
  *
@@ -24,7 +25,7 @@
 enum job_phase { JOB_PREPARING, JOB_HELD, JOB_RUNNING, JOB_DRAINING };
 
 /* Why a job is HELD. */
-enum job_hold { JOB_HOLD_NONE, JOB_HOLD_PROMPT, JOB_HOLD_LIMIT };
+enum job_hold { JOB_HOLD_NONE, JOB_HOLD_PROMPT, JOB_HOLD_LIMIT, JOB_HOLD_MODEL };
 
 #define JOB_NO_SLOT UINT32_MAX
 
@@ -60,7 +61,9 @@ struct job {
     uint32_t model_index;
     uint32_t priority;
     uint64_t deadline_us; /* absolute; 0: none */
+    bool uses_model;      /* it counts among the requests of its model */
     bool cancelled;       /* while it was being prepared */
+    int cancel_code;      /* that it ends with then; 0: as its client asked */
     bool stalled;
     uint64_t stalled_since_us;
 

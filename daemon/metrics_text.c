@@ -227,6 +227,7 @@ static void put_memory(struct text *t, const struct metrics_snapshot *s)
     number(t, name, "", LABELED({"purpose", "requests"}), now->request_bytes);
     number(t, name, "", LABELED({"purpose", "conversations"}), now->conversation_bytes);
     number(t, name, "", LABELED({"purpose", "swap"}), now->swap_memory_bytes);
+    number(t, name, "", LABELED({"purpose", "sessions"}), now->session_bytes);
     gauge(t, "inferd_swap_file_bytes", "bytes", "Saved states of sequences that are in the file.",
           now->swap_file_bytes);
     counter(t, "inferd_swap_saved_bytes", "bytes", "State that preempted sequences saved.",
@@ -338,16 +339,48 @@ static const struct metrics_model no_model;
 /* What was counted of model i under the name that it has now. */
 static const struct metrics_model *counted(const struct metrics_snapshot *s, uint32_t i)
 {
-    const struct metrics_model *m = &s->counters.models[i];
+    uint32_t index = s->models[i].info.index;
+    const struct metrics_model *m = &s->counters.models[index];
     return strcmp(m->name, s->models[i].info.name) == 0 ? m : &no_model;
+}
+
+/* Its file was read: it has an architecture, memory and pages. */
+static bool is_loaded(const struct infer_model *m)
+{
+    return m->state == INFER_MODEL_READY || m->state == INFER_MODEL_LEAVING;
+}
+
+static void put_model_states(struct text *t, const struct metrics_snapshot *s)
+{
+    static const struct {
+        uint32_t state;
+        const char *name;
+    } states[] = {{INFER_MODEL_LISTED, "listed"},
+                  {INFER_MODEL_LOADING, "loading"},
+                  {INFER_MODEL_READY, "ready"},
+                  {INFER_MODEL_LEAVING, "leaving"},
+                  {INFER_MODEL_FAILED, "failed"}};
+    family(t, "inferd_model_state", "gauge", "", "1 for what a model is now, 0 for the rest.");
+    for (uint32_t i = 0; i < s->n_models; i++)
+        for (size_t k = 0; k < sizeof states / sizeof states[0]; k++)
+            number(t, "inferd_model_state", "",
+                   LABELED({"model", s->models[i].info.name}, {"state", states[k].name}),
+                   s->models[i].info.state == states[k].state);
+    family(t, "inferd_model_requests", "gauge", "",
+           "Unfinished requests, those that wait for the model to be loaded among them.");
+    for (uint32_t i = 0; i < s->n_models; i++)
+        number(t, "inferd_model_requests", "", LABELED({"model", s->models[i].info.name}),
+               s->models[i].info.n_requests);
 }
 
 static void put_model_memory(struct text *t, const struct metrics_snapshot *s)
 {
     static const char name[] = "inferd_model_memory_bytes";
-    family(t, "inferd_model", "info", "", "The models that are served.");
+    family(t, "inferd_model", "info", "", "The models that are loaded.");
     for (uint32_t i = 0; i < s->n_models; i++) {
         const struct infer_model *m = &s->models[i].info;
+        if (!is_loaded(m))
+            continue;
         sample(t, "inferd_model", "_info",
                LABELED({"model", m->name}, {"architecture", m->architecture},
                        {"description", m->description}, {"backend", m->backend}),
@@ -359,6 +392,8 @@ static void put_model_memory(struct text *t, const struct metrics_snapshot *s)
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "weights"}), m->weights_bytes);
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "state"}), m->state_bytes);
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "scratch"}), m->scratch_bytes);
+        number(t, name, "", LABELED({"model", m->name}, {"purpose", "vocabulary"}),
+               m->vocabulary_bytes);
     }
 }
 
@@ -503,6 +538,7 @@ char *metrics_render(const struct metrics_snapshot *s, size_t *ret_bytes)
     put_model_times(&t, s);
     put_steps(&t, &s->counters);
     put_model_tokens(&t, s);
+    put_model_states(&t, s);
     put_model_memory(&t, s);
     put_pages(&t, s);
     put_memory(&t, s);

@@ -290,6 +290,11 @@ void *swap_owner(const struct swap_state *state)
     return state->owner;
 }
 
+void swap_set_memory(struct swap *s, uint64_t memory_bytes)
+{
+    s->memory_max = memory_bytes;
+}
+
 uint64_t swap_memory_bytes(const struct swap *s)
 {
     return s->memory + s->staging;

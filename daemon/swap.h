@@ -38,6 +38,8 @@ int swap_new(uint64_t memory_bytes, uint64_t file_bytes, const char *directory, 
              int *ret_file_error);
 /* Every state was given back and no transfer is under way. NULL is allowed. */
 void swap_free(struct swap *s);
+/* Another bound; what is in memory stays there. */
+void swap_set_memory(struct swap *s, uint64_t memory_bytes);
 
 /* Room for a state of so many bytes (more than 0), HERE; NULL: there is none. */
 struct swap_state *swap_take(struct swap *s, size_t bytes);

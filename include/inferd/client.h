@@ -216,7 +216,25 @@ struct infer_model {
     uint64_t weights_bytes, state_bytes, scratch_bytes;
     int32_t bos, eos; /* -1: none */
     uint32_t add_bos; /* the file asks for BOS before text */
+    uint32_t state;   /* enum infer_model_state; of older daemons 0: it is ready */
+    /* Of a model that is not loaded everything above but its name is 0 or "". */
+    uint32_t index;                   /* infer_page_sequence.model */
+    uint32_t pinned;                  /* it never leaves for another model's sake */
+    uint32_t keep_alive_s;            /* unused for so long, it leaves; 0: it stays */
+    uint32_t n_requests;              /* unfinished ones, those that wait for it included */
+    uint64_t idle_us;                 /* since its last request ended; 0: it has some */
+    uint64_t vocabulary_bytes;        /* tokenizer, template and plan */
+    uint64_t done_bytes, total_bytes; /* LOADING: of the file */
+    int32_t error;                    /* FAILED: why, an INFER_E_ code */
     uint32_t reserved;
+};
+
+enum infer_model_state {
+    INFER_MODEL_READY = 1,
+    INFER_MODEL_LISTED = 2, /* not loaded; its first request loads it */
+    INFER_MODEL_LOADING = 3,
+    INFER_MODEL_LEAVING = 4, /* its requests end, then it is unloaded */
+    INFER_MODEL_FAILED = 5,  /* it could not be loaded; a later request tries again */
 };
 
 int infer_models(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
@@ -246,7 +264,7 @@ struct infer_status {
     uint64_t conversation_bytes; /* host memory of conversations */
     uint64_t swap_memory_bytes;  /* saved states of preempted sequences, in memory */
     uint64_t swap_file_bytes;    /* and in the swap file */
-    uint64_t reserved[1];
+    uint64_t session_bytes;      /* rings of all connections */
 };
 
 int infer_status(struct infer_conn *conn, struct infer_status *ret_status);

@@ -50,6 +50,8 @@
     X(QUOTA,             1036, 4, "a limit of this user is reached; wait for requests to finish, or ask the administrator") \
     X(DEADLINE,          1037, 5, "the request did not start before its deadline") \
     X(CONVERSATION,      1038, 4, "another request has this conversation; wait for its end") \
+    X(UNLOADED,          1039, 5, "the model was unloaded while the request ran or waited; load it and submit the request again") \
+    X(MODEL_NO_ROOM,     1040, 4, "other models hold the memory that this one needs; unload one, or try again later") \
     X(INTERNAL,          1099, 5, "inferd made a mistake; please report it with the daemon's log")
 /* clang-format on */
 

@@ -240,6 +240,10 @@ static void test_models(void **state)
     s.n_models = 2;
     strcpy(s.models[0].info.name, "c"); /* it has the place of "a", nothing was asked of it yet */
     strcpy(s.models[1].info.name, "b");
+    s.models[0].info.state = INFER_MODEL_LISTED;
+    s.models[1].info.state = INFER_MODEL_READY;
+    s.models[1].info.index = 1;
+    s.models[1].info.n_requests = 3;
     s.models[1].pages = (struct kv_counts){.n_pages = 6,
                                            .n_free = 1,
                                            .n_cached = 2,
@@ -251,6 +255,12 @@ static void test_models(void **state)
     char *text = render();
     expect(text, "inferd_tokens_total{model=\"c\"}", 0);
     expect(text, "inferd_tokens_total{model=\"b\"}", 7);
+    expect(text, "inferd_model_state{model=\"b\",state=\"ready\"}", 1);
+    expect(text, "inferd_model_state{model=\"b\",state=\"listed\"}", 0);
+    expect(text, "inferd_model_state{model=\"c\",state=\"listed\"}", 1);
+    expect(text, "inferd_model_requests{model=\"b\"}", 3);
+    assert_null(strstr(text, "inferd_model_memory_bytes{model=\"c\"")); /* it has none */
+    expect(text, "inferd_model_memory_bytes{model=\"b\",purpose=\"weights\"}", 0);
     expect(text, "inferd_pages{model=\"b\",state=\"cached\"}", 2);
     expect(text, "inferd_pages{model=\"b\",state=\"held\"}", 3);
     expect(text, "inferd_pages_shared{model=\"b\"}", 2);
@@ -268,6 +278,7 @@ static void test_hostile_labels(void **state)
     clear();
     s.n_models = 1;
     struct infer_model *m = &s.models[0].info;
+    m->state = INFER_MODEL_READY;
     strcpy(m->name, "a\"b\\c\nd\te\x7f");
     strcpy(m->architecture,
            "\xc3\xa9\xc3\x28\xff\xf0\x9f\x8c\x8d\xed\xa0\x80\xc0\xaf\xf4\x90\x80\x80");
@@ -291,6 +302,8 @@ static void test_largest(void **state)
     s.status.version[5] = s.status.event_loop[5] = '\0';
     for (uint32_t i = 0; i < INFER_MODELS_MAX; i++) {
         struct infer_model *m = &s.models[i].info;
+        m->index = i;
+        m->state = INFER_MODEL_READY;
         memset(m->name, 'a', sizeof m->name - 1);
         m->name[0] = (char)('A' + i % 26);
         m->name[1] = (char)('A' + i / 26);

@@ -82,8 +82,7 @@ static size_t split_suffix(const char *name, size_t n)
     return length;
 }
 
-/* The file's name without folder, ".gguf" and part number. */
-static size_t name_of_file(const char *path, const char **ret)
+size_t config_name_of_file(const char *path, const char **ret)
 {
     const char *slash = strrchr(path, '/');
     const char *name = slash != NULL ? slash + 1 : path;
@@ -173,7 +172,7 @@ int config_take_model(struct parser *p, const struct config_rule *rule, const ch
     if (value[n] == '=' && n > 0)
         return give_model(p, value, n, value + n + 1);
     const char *name;
-    n = name_of_file(value, &name);
+    n = config_name_of_file(value, &name);
     return give_model(p, name, n, value);
 }
 

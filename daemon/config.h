@@ -94,6 +94,8 @@ struct config {
     uint32_t n_context;                     /* 0: the model's own */
     uint32_t parallel;
     uint64_t state_memory_bytes; /* 0: derived */
+    uint64_t memory_limit_bytes; /* of all models; 0: what the machine has */
+    uint32_t read_timeout_s;     /* of a model file that gives no byte */
     uint32_t k_type, v_type;     /* INFER_TYPE_F16, _Q8_0 or _Q4_0 */
     uint32_t keep_alive_s;       /* of models that have none of their own; 0: they stay */
     uint64_t swap_memory_bytes;  /* 0: a quarter of the state memory */
@@ -145,6 +147,10 @@ uint32_t config_compare(const struct config *now, const struct config *next,
 /* Where a daemon listens that was not told: runtime_dir may be NULL. */
 int config_default_socket(const char *runtime_dir, bool root, char ret[CONFIG_SOCKET_MAX],
                           struct report *report);
+/* The model's name that a path gives: the file's without folder, ".gguf" and part number; its
+ * bytes. It need not be one that config_is_model_name() takes. */
+size_t config_name_of_file(const char *path, const char **ret);
+bool config_is_model_name(const char *name, size_t n);
 /* "512", "64K", "4G", "1.5" is refused; powers of 1024. */
 bool config_size(const char *text, uint64_t *ret);
 /* "90", "90s", "5m", "4h", "7d". */

@@ -91,7 +91,6 @@ int config_user_at(struct parser *p, const char *who, const struct config_origin
                    struct config_user **ret);
 /* A model's entry of this name (n bytes), or NULL. */
 struct config_model *config_model_named(struct config *c, const char *name, size_t n);
-bool config_is_model_name(const char *name, size_t n);
 /* A new entry before config.models[at]. */
 int config_insert_model(struct parser *p, uint32_t at, const char *name, size_t n,
                         const struct config_origin *origin, struct config_model **ret);

@@ -360,7 +360,7 @@ void loader_free(struct load *load)
 uint64_t loader_identity(const struct load *load)
 {
     static const uint8_t key[16];
-    uint64_t words[4], sum = load->model.plan->backend.shape.n_vocab;
+    uint64_t words[4], sum = 1;
     for (uint32_t i = 0; i < gguf_n_parts(load->gguf); i++) {
         struct stat st;
         if (fstat(gguf_part_fd(load->gguf, i), &st) < 0)
@@ -377,6 +377,11 @@ uint64_t loader_identity(const struct load *load)
 static uint64_t vocabulary_bytes(const struct engine_model *m)
 {
     return plan_bytes(m->plan) + tokenizer_bytes(m->tokenizer) + chat_template_bytes(m->chat);
+}
+
+uint64_t loader_vocabulary_bytes(const struct load *load)
+{
+    return load != NULL ? vocabulary_bytes(&load->model) : 0;
 }
 
 static uint64_t ledger_bytes(uint32_t n_pages)

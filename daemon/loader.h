@@ -62,7 +62,9 @@ int loader_size(struct load *load, uint64_t memory_available, struct loader_need
  * loader_close(). On failure it is zeroed; CANCELLED when cancelled() said so. */
 int loader_fill(struct load *load, struct engine_model *ret, struct report *report);
 void loader_free(struct load *load);
-/* Which file it is, by device, number, size and time of its parts, and by context: the tokens of
+/* Of NULL none. */
+uint64_t loader_vocabulary_bytes(const struct load *load);
+/* Which file it is, by device, number, size and time of its parts: the tokens of
  * one such model are the tokens of the next with the same. */
 uint64_t loader_identity(const struct load *load);
 

@@ -2,7 +2,10 @@
  *
  * The main thread becomes the event thread. Signals are blocked before any thread starts, so that
  * they arrive in the event loop alone. Everything is taken in the order of serve() and given back
- * in the opposite one, also when a start fails half-way, so that a sanitizer can prove it. */
+ * in the opposite one, also when a start fails half-way, so that a sanitizer can prove it.
+ *
+ * SIGHUP, or a manager's word, has the configuration read again: first all of it is parsed and
+ * checked, then what can change while streams run does; a wrong file changes nothing. */
 #include "backend_load.h"
 #include "base/clock.h"
 #include "base/log.h"
@@ -10,10 +13,11 @@
 #include "dispatch.h"
 #include "inspect.h"
 #include "journal.h"
-#include "loader.h"
+#include "manage.h"
 #include "memory.h"
 #include "messages.h"
 #include "metrics.h"
+#include "models.h"
 #include "notify.h"
 #include "policy.h"
 #include "sandbox.h"
@@ -34,7 +38,10 @@
 #define STOP_US 20000000u
 
 struct daemon {
-    const struct config *config;
+    const struct config *config; /* one of configs */
+    struct config configs[2];
+    int argc;
+    char **argv;
     struct topology topology;
     struct topology_places places;
     struct memory memory;
@@ -43,8 +50,8 @@ struct daemon {
     struct notify *notify;
     struct server *server;
     struct backend backend;
-    struct engine_model models[INFER_MODELS_MAX];
-    uint32_t n_models;
+    struct models *models;
+    struct manage *manage;
     struct dispatch *dispatch;
     struct status_page *page;
     struct policy policies[CONFIG_POLICIES_MAX];
@@ -78,11 +85,12 @@ static int fail(const struct report *report)
 static void print_serving(struct daemon *d, char ret[NOTIFY_STATUS_MAX])
 {
     struct dispatch_counts counts = dispatch_take_counts(d->dispatch);
+    uint32_t n_models = models_ready(d->models);
     char waiting[32] = "";
     if (counts.n_waiting > 0)
         snprintf(waiting, sizeof waiting, ", %u waiting", counts.n_waiting);
     snprintf(ret, NOTIFY_STATUS_MAX, "%s %u model%s, %.1f of %.0f GiB, %u request%s running%s",
-             d->stopping ? "stopping;" : "serving", d->n_models, d->n_models == 1 ? "" : "s",
+             d->stopping ? "stopping;" : "serving", n_models, n_models == 1 ? "" : "s",
              GIB(memory_total_bytes(&d->memory)), GIB(d->topology.memory_available),
              counts.n_running, counts.n_running == 1 ? "" : "s", waiting);
 }
@@ -91,8 +99,13 @@ static void show_serving(void *ctx)
 {
     struct daemon *d = ctx;
     char text[NOTIFY_STATUS_MAX];
-    print_serving(d, text);
-    notify_status(d->notify, text);
+    uint64_t done_bytes;
+    if (models_loading(d->models, text, sizeof text, &done_bytes)) {
+        notify_progress(d->notify, text, done_bytes);
+    } else if (d->dispatch != NULL) {
+        print_serving(d, text);
+        notify_status(d->notify, text);
+    }
 }
 
 static void tell_ready(struct daemon *d)
@@ -126,20 +139,13 @@ static void begin_stop(struct daemon *d)
         stop_now(d);
 }
 
-/* The manager waits for READY after each reload. */
-static void reload(struct daemon *d)
-{
-    notify_reloading(d->notify);
-    log_info("asked to reload: what the configuration says takes effect at the next start");
-    tell_ready(d);
-}
+static int reload(void *ctx, struct report *report);
 
 static void on_signal(void *ctx, int signo)
 {
     struct daemon *d = ctx;
     if (signo == SIGHUP) {
-        if (!d->stopping)
-            reload(d);
+        reload(d, &(struct report){0}); /* the log has it */
         return;
     }
     log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_STOPPING},
@@ -211,82 +217,52 @@ static char *draw_topology(void *daemon)
     return topology_draw(&d->topology, d->host.n_cpus);
 }
 
-static struct loader_options loader_options(struct daemon *d)
+static struct stream_options stream_options(struct daemon *d)
 {
     const struct config *c = d->config;
-    struct stream_options stream = {.huge_pages = c->huge_pages == MEMORY_HUGE_EXPLICIT};
+    struct stream_options stream = {.method =
+                                        c->event_loop == LOOP_EPOLL ? STREAM_PREAD : STREAM_AUTO,
+                                    .stall_ms = 1000u * c->read_timeout_s,
+                                    .huge_pages = c->huge_pages == MEMORY_HUGE_EXPLICIT};
     if (d->topology.n_memory_nodes > 1) { /* all workers read the buffers */
         stream.bind = memory_bind;
         stream.bind_ctx = &d->memory;
         stream.node = MEMORY_NODE_ALL;
     }
-    return (struct loader_options){.n_context = c->n_context,
-                                   .parallel = c->parallel,
-                                   .state_memory = c->state_memory_bytes,
-                                   .k_type = c->k_type,
-                                   .v_type = c->v_type,
-                                   .memory_available = d->topology.memory_available,
-                                   .stream = stream};
+    return stream;
 }
 
-struct loading {
-    struct daemon *daemon;
-    const char *name;
-};
-
-static void show_loading(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
+static int new_models(struct daemon *d, struct report *report)
 {
-    const struct loading *loading = ctx;
-    char text[NOTIFY_STATUS_MAX];
-    unsigned percent =
-        total_bytes > 0 ? (unsigned)(100.0 * (double)done_bytes / (double)total_bytes) : 0;
-    snprintf(text, sizeof text, "loading %s: %u %%", loading->name, percent);
-    notify_progress(loading->daemon->notify, text, done_bytes);
-}
-
-static int load_model(struct daemon *d, const struct config_model *from, struct report *report)
-{
-    struct loader_options options = loader_options(d);
-    struct loading loading = {d, from->name};
-    struct engine_model *m = &d->models[d->n_models];
-    options.loads = &d->loads;
-    options.owner = d->n_models;
-    uint64_t start = clock_us(), taken = memory_total_bytes(&d->memory);
-
-    /* What earlier models took may not be touched yet, so the system still calls it available. */
-    options.memory_available -= taken < options.memory_available ? taken : options.memory_available;
-    options.progress = show_loading;
-    options.progress_ctx = &loading;
-    int rc = loader_load(from->name, from->path, &d->backend, &options, m, report);
-    atomic_fetch_add(rc < 0 ? &d->loads.n_failed : &d->loads.n_done, 1);
-    if (rc < 0)
-        return rc;
-    d->n_models++;
-    struct log_fields fields = {.message_id = MESSAGE_MODEL_LOADED, .model = m->name};
-    log_event(LOG_LEVEL_INFO, &fields,
-              "%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, loaded in %.0f ms",
-              m->name, m->plan->description, (double)m->memory.weights_bytes / 1048576.0,
-              m->n_context, m->state.n_pages, (double)m->memory.page_bytes / 1024.0,
-              (double)(clock_us() - start) / 1000.0);
-    return 0;
+    struct models_config config = {.loop = d->loop,
+                                   .memory = &d->memory,
+                                   .backend = &d->backend,
+                                   .stream = stream_options(d),
+                                   .loads = &d->loads,
+                                   .on_change = notify_is_on(d->notify) ? show_serving : NULL,
+                                   .ctx = d};
+    if (models_new(&config, &d->models) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the models' table");
+    models_configure(d->models, d->config);
+    return models_preload(d->models, report);
 }
 
 /* Before anything is loaded, so that a mistyped policy is heard of at once. */
-static int parse_policies(struct daemon *d, struct report *report)
+static int parse_policies(const struct config *c, struct policy *ret, struct report *report)
 {
     int rc = 0;
-    for (uint32_t i = 0; i < d->config->n_policies && rc == 0; i++)
-        rc = policy_parse(d->config->policies[i], &d->policies[i], report);
+    for (uint32_t i = 0; i < c->n_policies && rc == 0; i++)
+        rc = policy_parse(c->policies[i], &ret[i], report);
     return rc;
 }
 
 /* The last policy of "default", if there is one. */
-static struct policy default_policy(const struct daemon *d)
+static struct policy default_policy(const struct policy *policies, uint32_t n)
 {
     struct policy everybody = {0};
-    for (uint32_t i = 0; i < d->config->n_policies; i++)
-        if (d->policies[i].is_default)
-            everybody = d->policies[i];
+    for (uint32_t i = 0; i < n; i++)
+        if (policies[i].is_default)
+            everybody = policies[i];
     return everybody;
 }
 
@@ -313,12 +289,41 @@ static uint64_t count_start(const struct config *c)
     return n > 0 ? (uint64_t)n : 0;
 }
 
+static void on_manager(void *ctx, int fd, const struct peer *peer)
+{
+    const struct daemon *d = ctx;
+    (void)peer; /* the server has looked */
+    manage_accept(d->manage, fd);
+}
+
+static int new_manage(struct daemon *d)
+{
+    struct manage_config config = {
+        .loop = d->loop, .models = d->models, .reload = reload, .ctx = d};
+    server_on_manage(d->server, on_manager, d);
+    return manage_new(&config, &d->manage);
+}
+
+static int start_threads(struct daemon *d, struct report *report)
+{
+    if (new_manage(d) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for managers");
+    if (dispatch_start(d->dispatch) < 0 || models_start(d->models, d->dispatch) < 0 ||
+        server_start(d->server, d->dispatch, d->page) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "the daemon's threads cannot start");
+    if (notify_watch(d->notify, engine_moves, d) < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no timer for the watchdog");
+    return 0;
+}
+
 static int start_serving(struct daemon *d, struct report *report)
 {
     const struct config *c = d->config;
-    struct policy everybody = default_policy(d);
-    struct dispatch_config config = {.models = d->models,
-                                     .n_models = d->n_models,
+    struct policy everybody = default_policy(d->policies, c->n_policies);
+    struct dispatch_config config = {.models = models_engines(d->models),
+                                     .n_models = INFER_MODELS_MAX,
+                                     .on_models = models_on_news,
+                                     .models_ctx = d->models,
                                      .max_running = c->parallel,
                                      .step_rows = INFER_STEP_ROWS_MAX,
                                      .policy = everybody.sched,
@@ -349,11 +354,7 @@ static int start_serving(struct daemon *d, struct report *report)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the queues");
     if (set_policies(d, report) < 0)
         return -report->code;
-    if (dispatch_start(d->dispatch) < 0 || server_start(d->server, d->dispatch, d->page) < 0)
-        return report_fail(report, INFER_E_OUT_OF_MEMORY, "the daemon's threads cannot start");
-    if (notify_watch(d->notify, engine_moves, d) < 0)
-        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no timer for the watchdog");
-    return 0;
+    return start_threads(d, report);
 }
 
 static int start_listening(struct daemon *d, struct report *report)
@@ -369,7 +370,7 @@ static int start_listening(struct daemon *d, struct report *report)
 
 static int start(struct daemon *d, struct report *report)
 {
-    int rc = parse_policies(d, report);
+    int rc = parse_policies(d->config, d->policies, report);
     if (rc == 0)
         rc = start_loop(d, report);
     if (rc == 0 && (rc = notify_new(d->loop, &d->notify)) < 0)
@@ -383,10 +384,8 @@ static int start(struct daemon *d, struct report *report)
         rc = load_backend(d, report);
     if (rc == 0)
         rc = selftest_run(d->backend.api, d->backend.instance, report);
-    if (rc < 0)
-        return rc;
-    for (uint32_t i = 0; i < d->config->n_models && rc == 0; i++)
-        rc = load_model(d, &d->config->models[i], report);
+    if (rc == 0)
+        rc = new_models(d, report);
     if (rc < 0)
         return rc; /* one line that says why, and no other */
     struct infer_device device;
@@ -400,10 +399,101 @@ static int start(struct daemon *d, struct report *report)
     return rc;
 }
 
+/* ---- reload ---------------------------------------------------------------------------------- */
+
+struct changes {
+    char text[INFER_DETAIL_MAX];
+    size_t n;
+};
+
+static void add_change(void *ctx, const char *name, bool reloads)
+{
+    struct changes *c = ctx;
+    const char *when = reloads ? "" : " (at the next start)";
+    log_info("configuration: %s has changed%s", name, when);
+    if (c->n < sizeof c->text)
+        c->n += (size_t)snprintf(c->text + c->n, sizeof c->text - c->n, "%s%s%s", c->n ? ", " : "",
+                                 name, when);
+}
+
+static struct dispatch_limits *new_limits(const struct config *c, const struct policy *policies)
+{
+    struct policy everybody = default_policy(policies, c->n_policies);
+    struct dispatch_limits *l = calloc(1, sizeof *l + c->n_policies * sizeof l->users[0]);
+    if (l == NULL)
+        return NULL;
+    l->slow_preempt_us = 1000000ull * c->slow_reader_preempt_s;
+    l->slow_cancel_us = 1000000ull * c->slow_reader_timeout_s;
+    l->conversation_idle_us = 1000000ull * c->conversation_idle_s;
+    l->policy = everybody.sched;
+    l->shared_domain = everybody.domain;
+    for (uint32_t i = 0; i < c->n_policies; i++)
+        if (!policies[i].is_default)
+            l->users[l->n_users++] =
+                (struct dispatch_user){policies[i].uid, policies[i].sched, policies[i].domain};
+    return l;
+}
+
+static int read_again(struct daemon *d, struct config *next, struct report *report)
+{
+    struct policy policies[CONFIG_POLICIES_MAX];
+    int rc = config_parse(d->argc, d->argv, next, report);
+    if (rc < 0)
+        return rc;
+    struct dispatch_limits *limits = NULL;
+    rc = parse_policies(next, policies, report);
+    if (rc == 0) {
+        limits = new_limits(next, policies);
+        if (limits == NULL || dispatch_set_limits(d->dispatch, limits) < 0)
+            rc = report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a new configuration");
+    }
+    free(limits);
+    if (rc < 0)
+        config_done(next);
+    return rc;
+}
+
+static int take_again(struct daemon *d, struct report *report)
+{
+    struct config *old = (struct config *)d->config;
+    struct config *next = old == &d->configs[0] ? &d->configs[1] : &d->configs[0];
+    struct changes changes = {0};
+    int rc = read_again(d, next, report);
+    if (rc < 0)
+        return rc;
+    config_compare(old, next, add_change, &changes);
+    d->config = next;
+    log_set_level(next->log_level);
+    models_configure(d->models, next);
+    config_done(old);
+    report_fail(report, INFER_OK, "%s", changes.n ? changes.text : "nothing has changed");
+    return 0;
+}
+
+/* 0: the report's text says what changed. The service manager waits for READY after each. */
+static int reload(void *ctx, struct report *report)
+{
+    struct daemon *d = ctx;
+    if (d->stopping)
+        return report_fail(report, INFER_E_SHUTDOWN, "the daemon is stopping");
+    notify_reloading(d->notify);
+    log_info("reading the configuration again");
+    int rc = take_again(d, report);
+    if (rc < 0)
+        log_error("the configuration stays as it was: %s", report->text);
+    tell_ready(d);
+    return rc;
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
+
 static void stop(struct daemon *d)
 {
     if (d->server != NULL)
         server_stop(d->server);
+    manage_free(d->manage);
+    if (d->models != NULL)
+        models_stop(d->models);
     if (d->dispatch != NULL) {
         dispatch_stop(d->dispatch);
         loop_stop(d->loop, 0);
@@ -414,8 +504,7 @@ static void stop(struct daemon *d)
     if (d->dispatch != NULL)
         dispatch_free(d->dispatch);
     status_page_free(d->page);
-    for (uint32_t i = 0; i < d->n_models; i++)
-        loader_close(&d->models[i], i);
+    models_free(d->models);
     if (d->backend.api != NULL)
         backend_unload(&d->backend);
     notify_free(d->notify);
@@ -423,14 +512,18 @@ static void stop(struct daemon *d)
         loop_free(d->loop);
 }
 
-static int serve(const struct config *config)
+/* Takes *config. */
+static int serve(struct config *config, int argc, char **argv)
 {
-    static struct daemon d; /* large: the models' table */
+    static struct daemon d; /* large: configurations */
     struct report report = {0};
     uint64_t began = clock_us();
     int status;
 
-    d.config = config;
+    d.configs[0] = *config;
+    d.config = &d.configs[0];
+    d.argc = argc;
+    d.argv = argv;
     mallopt(M_ARENA_MAX, 2); /* few threads allocate; an arena each would only spread the heap */
     if (start(&d, &report) < 0) {
         status = fail(&report);
@@ -442,6 +535,7 @@ static int serve(const struct config *config)
         status = loop_run(d.loop);
     }
     stop(&d);
+    config_done((struct config *)d.config);
     return status < 0 ? EXIT_FAILURE : status;
 }
 
@@ -472,6 +566,6 @@ int main(int argc, char **argv)
     case CONFIG_TOKENIZE:
         return inspect_tokenize(&config, &report) < 0 ? fail(&report) : EXIT_SUCCESS;
     default:
-        return serve(&config);
+        return serve(&config, argc, argv);
     }
 }

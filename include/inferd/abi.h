@@ -284,6 +284,66 @@ struct infer_abi_done {
     uint64_t decode_us;  /* first token to last */
 };
 
+/* ---- managing ---------------------------------------------------------------------------------
+ */
+
+/* Over a SOCK_SEQPACKET socket of its own, beside the one for use: its path has "-manage" before
+ * the ".sock" at its end (or at the end). For root and the daemon's own user alone.
+ *
+ *   manager -> daemon   infer_manage_request; of LOAD with the model's files (SCM_RIGHTS)
+ *   daemon -> manager   infer_manage_event, PROGRESS any number of times, then one DONE
+ *
+ * Then the next request may follow. Hanging up during LOAD cancels it. The files are the parts of
+ * one model in their order: regular files that are open for reading, which the daemon reads and
+ * does not look for by any path; so whoever may open them may have them loaded. */
+#define INFER_MANAGE_MAGIC     0x6d666e69u /* "infm" */
+#define INFER_MANAGE_FILES_MAX 128u        /* half of what the kernel takes in one message */
+#define INFER_MANAGE_DEFAULT   UINT32_MAX  /* as keep_alive_s: the configuration's */
+
+enum infer_manage_op {
+    INFER_MANAGE_LOAD = 1,
+    INFER_MANAGE_UNLOAD = 2,
+    INFER_MANAGE_RELOAD = 3, /* the configuration */
+};
+
+/* infer_manage_request.flags */
+#define INFER_MANAGE_DRY_RUN 1u /* LOAD: say what it would take, and nothing more */
+#define INFER_MANAGE_PIN     2u /* LOAD: it never leaves for another model's sake */
+#define INFER_MANAGE_FORCE   4u /* UNLOAD: its requests end now */
+
+/* Of what is 0, the configuration's. */
+struct infer_manage_request {
+    uint32_t magic;
+    uint32_t bytes; /* sizeof this struct at the sender */
+    uint32_t op;    /* enum infer_manage_op */
+    uint32_t flags;
+    uint32_t n_context, parallel;
+    uint32_t k_type, v_type; /* enum infer_type: F16, Q8_0 or Q4_0 */
+    uint64_t state_bytes;
+    uint32_t keep_alive_s; /* 0: it stays; INFER_MANAGE_DEFAULT */
+    uint32_t n_files;      /* descriptors with this message; 0: of LOAD, the model that is listed */
+    char name[INFER_MODEL_NAME_MAX];
+    char file[INFER_MODEL_NAME_MAX]; /* what messages call the file */
+};
+
+enum infer_manage_kind { INFER_MANAGE_PROGRESS = 1, INFER_MANAGE_DONE = 2 };
+
+struct infer_manage_event {
+    uint32_t magic;
+    uint32_t bytes;
+    uint32_t kind;                    /* enum infer_manage_kind */
+    int32_t error;                    /* DONE: 0 or an INFER_E_ code */
+    uint64_t done_bytes, total_bytes; /* PROGRESS */
+    /* DONE of LOAD: by purpose, as estimated. */
+    uint64_t weights_bytes, state_bytes, scratch_bytes, vocabulary_bytes;
+    uint64_t available_bytes; /* that it was compared with */
+    uint32_t n_context, n_pages, page_tokens, reserved;
+    char detail[INFER_DETAIL_MAX]; /* for a person */
+};
+
+#define INFER_MANAGE_REQUEST_MIN 176u
+#define INFER_MANAGE_EVENT_MIN   600u
+
 #define INFER_ABI_ASSERT(name, condition) typedef char infer_abi_assert_##name[(condition) ? 1 : -1]
 
 INFER_ABI_ASSERT(hello, sizeof(struct infer_abi_hello) == INFER_ABI_HELLO_MIN);
@@ -297,6 +357,8 @@ INFER_ABI_ASSERT(queued, sizeof(struct infer_abi_queued) == 40);
 INFER_ABI_ASSERT(token, sizeof(struct infer_abi_token) == 32);
 INFER_ABI_ASSERT(result, sizeof(struct infer_abi_result_head) == 24);
 INFER_ABI_ASSERT(done, sizeof(struct infer_abi_done) == 64);
+INFER_ABI_ASSERT(manage_request, sizeof(struct infer_manage_request) == INFER_MANAGE_REQUEST_MIN);
+INFER_ABI_ASSERT(manage_event, sizeof(struct infer_manage_event) == INFER_MANAGE_EVENT_MIN);
 
 #ifdef __cplusplus
 }

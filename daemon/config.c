@@ -7,6 +7,7 @@
  * Limits: INFER_MODELS_MAX models, CONFIG_POLICIES_MAX users. */
 #include "config_internal.h"
 
+#include "inferd/abi.h"
 #include "policy.h"
 
 #include <errno.h>
@@ -502,7 +503,7 @@ int config_default_socket(const char *runtime_dir, bool root, char ret[CONFIG_SO
     if (runtime_dir != NULL && runtime_dir[0] == '/')
         n = snprintf(path, sizeof path, "%s/inferd.sock", runtime_dir);
     else if (root)
-        n = snprintf(path, sizeof path, "/run/inferd/inferd.sock");
+        n = snprintf(path, sizeof path, INFER_SYSTEM_SOCKET);
     else
         return report_fail(report, INFER_E_SOCKET_PATH,
                            "XDG_RUNTIME_DIR is not set; say where to listen with --socket PATH");

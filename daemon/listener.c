@@ -7,6 +7,7 @@
 #include "listener.h"
 
 #include "base/log.h"
+#include "inferd/abi.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -209,7 +210,11 @@ bool listener_manage_path(const char *path, char ret[LISTENER_PATH_MAX])
     static const char suffix[] = ".sock";
     size_t bytes = strlen(path), end = sizeof suffix - 1;
     bool cut = bytes > end && strcmp(path + bytes - end, suffix) == 0;
-    int n = snprintf(ret, LISTENER_PATH_MAX, "%.*s-manage%s", (int)(cut ? bytes - end : bytes),
+    int n;
+    if (strcmp(path, INFER_SYSTEM_SOCKET) == 0)
+        n = snprintf(ret, LISTENER_PATH_MAX, "%s", INFER_SYSTEM_MANAGE_SOCKET);
+    else
+        n = snprintf(ret, LISTENER_PATH_MAX, "%.*s-manage%s", (int)(cut ? bytes - end : bytes),
                      path, cut ? suffix : "");
     return n > 0 && (size_t)n < LISTENER_PATH_MAX;
 }

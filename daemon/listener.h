@@ -55,7 +55,8 @@ int listener_open(const char *path, struct activation *a, struct listener *ret,
 /* Closes, and removes what it made. */
 void listener_close(struct listener *l);
 
-/* "x-manage.sock" for "x.sock", "x-manage" for "x". False: it is too long for a socket. */
+/* "x-manage.sock" for "x.sock", "x-manage" for "x", the system's own for the system's (abi.h).
+ * False: it is too long for a socket. */
 bool listener_manage_path(const char *path, char ret[LISTENER_PATH_MAX]);
 
 #endif

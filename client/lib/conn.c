@@ -21,6 +21,11 @@
 /* Of infer_connect(), which has no connection to keep it. */
 static __thread char connect_detail[INFER_DETAIL_MAX];
 
+char *conn_thread_detail(void)
+{
+    return connect_detail;
+}
+
 static uint64_t read_clock_us(clockid_t which)
 {
     struct timespec t;

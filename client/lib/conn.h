@@ -149,10 +149,14 @@ void link_close(struct link *link, bool parting);
 /* Has the daemon gone, or does the next one speak? One system call. */
 bool link_is_dead(const struct link *link);
 void link_ring_doorbell(const struct link *link);
+/* A connected socket that waits for at most some seconds in each call. */
+int link_connect(const char *path, int *ret_fd, char *detail);
 
 /* ---- conn.c ---------------------------------------------------------------------------------- */
 
 uint64_t conn_now_us(void);
+/* What infer_detail(NULL) gives: INFER_DETAIL_MAX bytes of this thread. */
+char *conn_thread_detail(void);
 uint64_t conn_coarse_us(void);
 
 /* To be called first in every public function that takes a connection. */

@@ -44,7 +44,7 @@ char *link_choose_socket(const char *wanted)
             return path;
         free(path);
     }
-    return strdup("/run/inferd/inferd.sock");
+    return strdup(INFER_SYSTEM_SOCKET);
 }
 
 static int refuse(char *detail, int code, const char *path, const char *what)
@@ -69,7 +69,7 @@ static int code_of_connect(int error)
     }
 }
 
-static int open_socket(const char *path, int *ret, char *detail)
+int link_connect(const char *path, int *ret, char *detail)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct timeval patience = {.tv_sec = HANDSHAKE_S};
@@ -266,7 +266,7 @@ int link_open(const char *path, const char *client_name, uint32_t request_ring_b
     int n_fds = 0;
 
     memset(&welcome, 0, sizeof welcome);
-    int r = open_socket(path, &link.socket, detail);
+    int r = link_connect(path, &link.socket, detail);
     if (r < 0)
         return r;
     /* A daemon that is full refuses before it was asked: its welcome is there although the hello

@@ -15,10 +15,18 @@
 INFER_ABI_ASSERT(older_request, REQUEST_BYTES % sizeof(uint64_t) == 0); /* no padding followed */
 INFER_ABI_ASSERT(older_event, EVENT_BYTES % sizeof(uint64_t) == 0);
 
+/* What a model took before models came and went: its last four bytes were reserved. */
+#define MODEL_BYTES offsetof(struct infer_model, index)
+
+INFER_ABI_ASSERT(older_model, MODEL_BYTES % sizeof(uint64_t) == 0);
+
 API void infer_request_default_0(struct infer_request *request);
 API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
                      struct infer_event *ret_event);
 
+API int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
+
+__asm__(".symver infer_models_0, infer_models@INFERCLIENT_0");
 __asm__(".symver infer_request_default_0, infer_request_default@INFERCLIENT_0");
 __asm__(".symver infer_next_0, infer_next@INFERCLIENT_0");
 
@@ -40,5 +48,23 @@ int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
     int r = infer_next(conn, id, timeout_ms, &whole);
     if (r == 1)
         memcpy(ret_event, &whole, EVENT_BYTES);
+    return r;
+}
+
+int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+{
+    struct infer_model *models;
+    size_t n;
+    if (ret_models == NULL || ret_n == NULL)
+        return -INFER_E_INVALID;
+    int r = infer_models(conn, &models, &n);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < n; i++) {
+        models[i].state = 0;
+        memmove((char *)models + i * MODEL_BYTES, &models[i], MODEL_BYTES);
+    }
+    *ret_models = models;
+    *ret_n = n;
     return r;
 }

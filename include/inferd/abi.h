@@ -284,11 +284,15 @@ struct infer_abi_done {
     uint64_t decode_us;  /* first token to last */
 };
 
-/* ---- managing ---------------------------------------------------------------------------------
- */
+/* ---- managing -------------------------------------------------------------------------------- */
+
+/* The sockets of the daemon that serves all users. */
+#define INFER_SYSTEM_SOCKET        "/run/inferd/inferd.sock"
+#define INFER_SYSTEM_MANAGE_SOCKET "/run/inferd/manage.sock"
 
 /* Over a SOCK_SEQPACKET socket of its own, beside the one for use: its path has "-manage" before
- * the ".sock" at its end (or at the end). For root and the daemon's own user alone.
+ * the ".sock" at its end (or at the end), but for the system's. For root and the daemon's own user
+ * alone.
  *
  *   manager -> daemon   infer_manage_request; of LOAD with the model's files (SCM_RIGHTS)
  *   daemon -> manager   infer_manage_event, PROGRESS any number of times, then one DONE

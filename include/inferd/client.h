@@ -363,6 +363,53 @@ int infer_score(struct infer_conn *conn, const struct infer_request *request, ui
                 struct infer_scores *ret_scores);
 void infer_scores_free(struct infer_scores *scores);
 
+/* ---- managing: models that come and go ----------------------------------------------------------
+ *
+ * For root and the user that the daemon runs as, over a socket beside the one for use
+ * ("inferd.sock" has "inferd-manage.sock"). These calls make a connection of their own and wait for
+ * the answer; infer_detail(NULL) tells more of what they returned. */
+
+/* What to load. All but path may be left as infer_load_default() set it. */
+struct infer_load {
+    uint32_t bytes;     /* sizeof(struct infer_load) as the caller knows it */
+    uint32_t n_context; /* 0: the configuration's, as with what follows */
+    /* Opened here and handed over open: the daemon needs no permission on it or on its folders. Of
+     * a split model the first part; the others are found beside it by their names. NULL: the
+     * model that the daemon lists by this name. */
+    const char *path;
+    const char *name;   /* NULL: the file's without folder, ".gguf" and part number */
+    const char *socket; /* the daemon's, as infer_connect() has it */
+    const char *cache_type_k, *cache_type_v; /* "f16", "q8_0", "q4_0" */
+    uint64_t state_bytes;
+    uint32_t parallel;
+    uint32_t keep_alive_s; /* 0: it stays; UINT32_MAX: the configuration's */
+    int pin;               /* it never leaves for another model's sake */
+    int dry_run;           /* only say what it would take */
+    /* Called a few times a second; total_bytes is 0 before anything was read. Not 0: stop loading,
+     * CANCELLED. May be NULL. */
+    int (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
+    void *progress_ctx;
+};
+
+/* What it takes, by purpose. */
+struct infer_loaded {
+    uint32_t bytes; /* sizeof(struct infer_loaded) as the caller knows it, set by him */
+    uint32_t n_context;
+    uint64_t weights_bytes, state_bytes, scratch_bytes, vocabulary_bytes;
+    uint64_t available_bytes; /* that this was compared with */
+    uint32_t n_pages, page_tokens;
+};
+
+void infer_load_default(struct infer_load *load);
+/* Returns when the model is ready (or, of a dry run, sized: MODEL_TOO_LARGE also fills *ret). ret
+ * may be NULL. MODEL_*, UNKNOWN_MODEL, INVALID, CANCELLED, DAEMON_*. */
+int infer_load(const struct infer_load *load, struct infer_loaded *ret);
+/* Returns when it has left and its memory is given back: after its requests have ended, or with
+ * `force` at once, and they end with UNLOADED. UNKNOWN_MODEL. */
+int infer_unload(const char *socket, const char *name, int force);
+/* The daemon reads its configuration again. infer_detail(NULL) is what changed, or why nothing. */
+int infer_reload(const char *socket);
+
 /* ---- errors ---------------------------------------------------------------------------------- */
 
 /* A sentence for a code of errors.h or an errno, of either sign. Static memory. */

@@ -8,6 +8,7 @@
 #include "config_internal.h"
 
 #include "inferd/abi.h"
+#include "inferd/abi.h"
 #include "policy.h"
 
 #include <errno.h>

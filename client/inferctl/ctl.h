@@ -40,7 +40,10 @@ enum ctl_bit {
     CTL_FORGET = 1u << 12,
     CTL_METRICS = 1u << 13,
     CTL_LOGS = 1u << 14,
-    CTL_EVERY = (1u << 15) - 1u,
+    CTL_LOAD = 1u << 15,
+    CTL_UNLOAD = 1u << 16,
+    CTL_RELOAD = 1u << 17,
+    CTL_EVERY = (1u << 18) - 1u,
 };
 
 struct ctl_options {
@@ -63,6 +66,9 @@ struct ctl_options {
     /* how many answers, how long, in which conversation */
     uint32_t answers, window, sinks, keep;
     uint64_t conversation; /* 0: none */
+    /* load, unload */
+    const char *name, *cache_type_k, *cache_type_v;
+    uint32_t context, parallel, keep_alive, pin, dry_run, force;
     /* top */
     float interval; /* seconds */
     uint32_t once;
@@ -108,6 +114,9 @@ int top_command(struct ctl *ctl);
 int ps_command(struct ctl *ctl);
 int cancel_command(struct ctl *ctl);
 int forget_command(struct ctl *ctl);
+int load_command(struct ctl *ctl);
+int unload_command(struct ctl *ctl);
+int reload_command(struct ctl *ctl);
 int metrics_command(struct ctl *ctl);
 int logs_command(struct ctl *ctl);
 

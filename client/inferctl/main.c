@@ -51,6 +51,18 @@ static const struct ctl_command commands[] = {
      logs_command},
     {"models", CTL_MODELS, "[OPTION]...", "list the models that are served",
      "Prints a line for each model.\n", models_command},
+    {"load", CTL_LOAD, "[OPTION]... FILE", "load a model from a file",
+     "Opens FILE (of a split model the first part) and hands it to the daemon, which needs no\n"
+     "permission on it. Without FILE, --name NAME loads a model that is listed. For root and the\n"
+     "user that the daemon runs as. Ctrl-C cancels.\n",
+     load_command},
+    {"unload", CTL_UNLOAD, "[OPTION]... NAME...", "let models go",
+     "Waits until the requests of each model have ended, unless --force, and its memory is given\n"
+     "back. One that the configuration names is loaded again by its next request.\n",
+     unload_command},
+    {"reload", CTL_RELOAD, "[OPTION]...", "have the daemon read its configuration again",
+     "Prints what has changed. A wrong file changes nothing, and the error says what is wrong.\n",
+     reload_command},
     {"tokenize", CTL_TOKENIZE, "[OPTION]... [TEXT...|-]", "turn text into token ids",
      "Prints the ids of TEXT (arguments, --file, or standard input) on one line; with --json as\n"
      "a JSON array.\n",
@@ -123,6 +135,8 @@ static int run_command(struct ctl *ctl, const char *name, int argc, char **argv)
     ctl->command = find_command(name);
     if (!ctl->command)
         return unknown_command(ctl, name);
+    if (ctl->options.json && (ctl->command->bit & (CTL_UNLOAD | CTL_RELOAD)))
+        return ctl_usage(ctl, "--json is not for this command");
     if (ctl->options.json && ctl->command->bit == CTL_CHAT)
         return ctl_usage(ctl, "--json is not for a conversation; use 'inferctl prompt --json'");
     if (ctl->options.json && ctl->command->bit == CTL_METRICS)

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define OPTIONS_MAX  64
+#define OPTIONS_MAX  80
 #define OPTIONS_BASE 256 /* getopt's value of row i is OPTIONS_BASE + i */
 #define OPTIONS_WORD 64  /* longest word that a suggestion is sought for */
 
@@ -46,7 +46,7 @@ struct option_row {
 
 #define AT(field)     offsetof(struct ctl_options, field)
 #define ANSWER        (CTL_PROMPT | CTL_CHAT)
-#define GIVES_JSON    (CTL_EVERY & ~(uint32_t)(CTL_CHAT | CTL_METRICS))
+#define GIVES_JSON    (CTL_EVERY & ~(uint32_t)(CTL_CHAT | CTL_METRICS | CTL_UNLOAD | CTL_RELOAD))
 #define TEXT_OPTIONS  (CTL_PROMPT | CTL_TOKENIZE | CTL_SCORE)
 #define SAMPLE(field) AT(sampling.field)
 
@@ -93,6 +93,15 @@ static const struct option_row option_rows[] = {
     {"sinks", 0, OPTION_U32, AT(sinks), ANSWER, "N", "with --window: the first N tokens stay (4)"},
     {"keep", 0, OPTION_FLAG, AT(keep), CTL_PROMPT, NULL, "the daemon keeps prompt and answer, to be continued"},
     {"continue", 0, OPTION_ID, AT(conversation), CTL_PROMPT, "ID", "go on with the conversation that --keep told"},
+    {"name", 0, OPTION_STRING, AT(name), CTL_LOAD, "NAME", "the model's name (the file's)"},
+    {"context", 0, OPTION_U32, AT(context), CTL_LOAD, "N", "tokens of the longest sequence (as configured)"},
+    {"parallel", 0, OPTION_U32, AT(parallel), CTL_LOAD, "N", "sequences that run at once (as configured)"},
+    {"cache-type-k", 0, OPTION_STRING, AT(cache_type_k), CTL_LOAD, "TYPE", "f16, q8_0 or q4_0 (as configured)"},
+    {"cache-type-v", 0, OPTION_STRING, AT(cache_type_v), CTL_LOAD, "TYPE", "f16, q8_0 or q4_0 (as configured)"},
+    {"keep-alive", 0, OPTION_U32, AT(keep_alive), CTL_LOAD, "SECONDS", "it leaves when unused so long; 0: it stays (as configured)"},
+    {"pin", 0, OPTION_FLAG, AT(pin), CTL_LOAD, NULL, "it never leaves for another model's sake"},
+    {"dry-run", 0, OPTION_FLAG, AT(dry_run), CTL_LOAD, NULL, "only say what it would take"},
+    {"force", 0, OPTION_FLAG, AT(force), CTL_UNLOAD, NULL, "end its requests at once"},
     {"interval", 0, OPTION_FLOAT, AT(interval), CTL_TOP, "SECONDS", "time between two looks (1)"},
     {"once", 0, OPTION_FLAG, AT(once), CTL_TOP, NULL, "print the table once"},
     {"http", 0, OPTION_FLAG, AT(http), CTL_METRICS, NULL, "answer one HTTP request on standard input and output"},
@@ -130,6 +139,7 @@ void options_default(struct ctl_options *options)
     options->tokens = 128;
     options->repeats = 5;
     options->interval = 1;
+    options->keep_alive = UINT32_MAX;
 }
 
 static const char *const priority_names[] = {"normal", "interactive", "batch"};

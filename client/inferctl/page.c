@@ -54,7 +54,11 @@ static const char *state_name(uint32_t state)
 
 static const char *model_name(const struct page_view *view, uint32_t model)
 {
-    return model < view->n_models ? view->models[model].name : "";
+    for (size_t i = 0; i < view->n_models; i++)
+        if (view->models[i].state != 0 && view->models[i].index == model)
+            return view->models[i].name;
+    bool older = view->n_models > 0 && view->models[0].state == 0; /* a daemon without numbers */
+    return older && model < view->n_models ? view->models[model].name : "";
 }
 
 static void append(struct ctl_buffer *to, const char *format, ...)

@@ -21,12 +21,32 @@ static json_t *model_json(const struct infer_model *m)
         m->add_bos != 0);
 }
 
+static const char *state_name(const struct infer_model *m)
+{
+    static const char *const names[] = {"ready", "ready", "listed", "loading", "leaving", "failed"};
+    return m->state < sizeof names / sizeof names[0] ? names[m->state] : "";
+}
+
+static json_t *life_json(const struct infer_model *m)
+{
+    return json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "state", state_name(m),
+                     "pinned", m->pinned != 0, "keep_alive_s", (json_int_t)m->keep_alive_s,
+                     "n_requests", (json_int_t)m->n_requests, "idle_s", (double)m->idle_us * 1e-6,
+                     "vocabulary_bytes", (json_int_t)m->vocabulary_bytes, "done_bytes",
+                     (json_int_t)m->done_bytes, "total_bytes", (json_int_t)m->total_bytes, "error",
+                     m->error ? json_string(infer_error_name(m->error)) : json_null());
+}
+
 static json_t *models_json(const struct infer_model *models, size_t n)
 {
     json_t *array = json_array();
 
-    for (size_t i = 0; i < n; i++)
-        json_array_append_new(array, model_json(&models[i]));
+    for (size_t i = 0; i < n; i++) {
+        json_t *one = model_json(&models[i]), *life = life_json(&models[i]);
+        json_object_update(one, life);
+        json_decref(life);
+        json_array_append_new(array, one);
+    }
     return array;
 }
 
@@ -50,18 +70,21 @@ static void print_models(const struct infer_model *models, size_t n)
         architecture = b > architecture ? b : architecture;
         description = c > description ? c : description;
     }
-    printf("%s%-*s  %-*s  %-*s  %8s  %8s  %8s  %s%s\n", term_style(stdout, TERM_BOLD), name, "NAME",
-           architecture, "ARCH", description, "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE",
-           "BACKEND", term_style(stdout, TERM_PLAIN));
+    printf("%s%-*s  %-7s  %-*s  %-*s  %8s  %8s  %8s  %8s  %8s  %s%s\n",
+           term_style(stdout, TERM_BOLD), name, "NAME", "NOW", architecture, "ARCH", description,
+           "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE", "SCRATCH", "VOCAB", "BACKEND",
+           term_style(stdout, TERM_PLAIN));
     for (size_t i = 0; i < n; i++) {
         const struct infer_model *m = &models[i];
-        char weights[16], state[16];
+        char weights[16], state[16], scratch[16], vocabulary[16];
 
         print_field(FIELD(m->name), name);
+        printf("%-7s  ", state_name(m));
         print_field(FIELD(m->architecture), architecture);
         print_field(FIELD(m->description), description);
-        printf("%8u  %8s  %8s  ", m->n_context, output_size(m->weights_bytes, weights),
-               output_size(m->state_bytes, state));
+        printf("%8u  %8s  %8s  %8s  %8s  ", m->n_context, output_size(m->weights_bytes, weights),
+               output_size(m->state_bytes, state), output_size(m->scratch_bytes, scratch),
+               output_size(m->vocabulary_bytes, vocabulary));
         term_write(stdout, FIELD(m->backend));
         putchar('\n');
     }

@@ -150,7 +150,12 @@ static void end_waiting(struct dispatch *d, uint32_t index, int code, const char
 
 static void go_on(struct dispatch *d, uint32_t index)
 {
+    uint64_t now = clock_us();
     for (struct job *job; (job = first_waiting(d, index)) != NULL;) {
+        if (job->deadline_us != 0 && now > job->deadline_us) {
+            end(d, job, INFER_E_DEADLINE, "it waited until its deadline");
+            continue;
+        }
         dispatch_leave_queue(d, job);
         dispatch_prepare(d, job);
     }

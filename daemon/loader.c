@@ -410,6 +410,10 @@ int loader_size(struct load *load, uint64_t memory_available, struct loader_need
     m->n_context = min_u32((uint64_t)m->state.n_pages * m->state.page_tokens,
                            wanted_context(m->plan, &load->options));
     need.n_context = m->n_context;
+    uint64_t fixed = need.weights + need.scratch;
+    uint64_t room = memory_available > fixed ? memory_available - fixed : 0;
+    if (load->options.state_memory > room)
+        need.missing = load->options.state_memory - room;
     *ret = need;
     return rc < 0 ? fail(load, rc, report) : 0;
 }

@@ -310,6 +310,13 @@ static void no_room(struct models *m, uint32_t index, uint64_t missing, uint64_t
     load_failed(m, index, &report);
 }
 
+static void evict(struct models *m, uint32_t index, uint32_t victim)
+{
+    log_info("%s: leaves, %s needs its memory", m->entries[victim].name, m->entries[index].name);
+    m->leaving_for = victim;
+    models_leave(m, victim, DISPATCH_LEAVE_IDLE);
+}
+
 /* The load under way does not fit: the model that was used longest ago leaves, if that helps. */
 static void make_room(struct models *m, uint32_t index)
 {
@@ -324,10 +331,10 @@ static void make_room(struct models *m, uint32_t index)
         no_room(m, index, missing, idle, busy);
         return;
     }
-    log_info("%s: leaves, %s needs its memory", m->entries[victim].name, e->name);
-    m->leaving_for = victim;
-    models_leave(m, victim, DISPATCH_LEAVE_IDLE);
+    evict(m, index, victim);
 }
+
+static void sized(struct models *m, struct entry *e);
 
 void models_victim_stayed(struct models *m, uint32_t index)
 {
@@ -335,7 +342,7 @@ void models_victim_stayed(struct models *m, uint32_t index)
         return;
     m->leaving_for = MODELS_NONE;
     m->entries[index].stayed = true;
-    make_room(m, m->current);
+    sized(m, &m->entries[m->current]);
 }
 
 /* ---- a load's way ---------------------------------------------------------------------------- */
@@ -392,8 +399,10 @@ static void sized(struct models *m, struct entry *e)
         load_failed(m, index, &was_cancelled);
     } else if (index == MODELS_DRY) {
         load_failed(m, index, &e->work_report); /* also when it fits: code 0 */
-    } else if (e->work_rc == 0) {
+    } else if (e->work_rc == 0 && (e->need.missing == 0 || longest_idle(m) == MODELS_NONE)) {
         start_work(m, e, WORK_FILL);
+    } else if (e->work_rc == 0) {
+        evict(m, index, longest_idle(m)); /* what was asked for comes before what is idle */
     } else if (e->work_rc == -INFER_E_MODEL_TOO_LARGE && e->load != NULL) {
         make_room(m, index);
     } else {

@@ -6,8 +6,8 @@
 #include "model/chat_private.h"
 
 #include <errno.h>
-#include <stdint.h>
 #include <malloc.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #define TEMPLATE_BYTES_MAX (1u << 20)

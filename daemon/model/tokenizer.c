@@ -15,8 +15,8 @@
 
 #include <ctype.h>
 #include <errno.h>
-#include <stdio.h>
 #include <malloc.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

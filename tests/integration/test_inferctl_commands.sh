@@ -22,7 +22,7 @@ field() { grep -oE "\"$2\": (\"([^\"\\]|\\\\.)*\"|\[[^]]*\]|[^,}]+)" <<<"$1" | h
 run "$inferctl" status
 is "status succeeds" "$status" 0
 matches "status names the version and the event loop" "$out" 'inferd [0-9.]+ .*event loop (io_uring|epoll)'
-matches "status lists the model" "$out" '^unix +llama'
+matches "status lists the model" "$out" '^unix +ready +llama'
 run "$inferctl" status --json
 matches "status --json is one object" "$out" '^\{"version": .*"models": \[\{"name": "unix".*\}\]\}$'
 is "status --json has the daemon's pid" "$(field "$out" pid)" "$daemon_pid"

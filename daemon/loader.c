@@ -21,6 +21,8 @@
 
 #define PAGE_TOKENS      16u
 #define STATE_TOKENS_MIN 512u
+#define HEAD_READ_BYTES  (1u << 20)
+#define HEAD_READ_DEPTH  4u
 #define STATE_SHARE      4u /* of what is left: one part in so many */
 
 #define MIB(bytes) ((double)(bytes) / 1048576.0)
@@ -322,6 +324,38 @@ static int make_parts(struct load *load, const char *name, struct report *report
     return rc;
 }
 
+/* The head of a file that somebody else has opened may be on a disk that never answers: it is read
+ * as the weights are, with the same patience. */
+struct copying {
+    uint8_t *to;
+    size_t done;
+};
+
+static int copy_rows(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_rows,
+                     const void *data)
+{
+    struct copying *c = ctx;
+    (void)tensor;
+    (void)first_row;
+    memcpy(c->to + c->done, data, n_rows);
+    c->done += n_rows;
+    return 0;
+}
+
+static ssize_t read_head(void *ctx, int fd, void *to, size_t bytes, uint64_t offset)
+{
+    const struct load *load = ctx;
+    struct stream_options options = load->options.stream;
+    struct copying copying = {.to = to};
+    struct stream_sink sink = {.ctx = &copying, .rows = copy_rows};
+    struct stream_extent extent = {
+        .fd = fd, .path = load->path, .offset = offset, .bytes = bytes, .row_bytes = 1};
+    options.read_bytes = HEAD_READ_BYTES;
+    options.depth = HEAD_READ_DEPTH;
+    int rc = stream_read(&extent, 1, &sink, &options, NULL, NULL);
+    return rc < 0 ? -EIO : (ssize_t)copying.done;
+}
+
 int loader_open(const char *name, const struct loader_source *source, const struct backend *backend,
                 const struct loader_options *options, struct load **ret, struct report *report)
 {
@@ -333,9 +367,10 @@ int loader_open(const char *name, const struct loader_source *source, const stru
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load a model");
     }
     *load = (struct load){.backend = backend, .options = *options, .path = path};
-    int rc = source->n_files > 0
-                 ? gguf_open_files(path, source->files, source->n_files, &load->gguf, report)
-                 : gguf_open(path, &load->gguf, report);
+    struct gguf_reader reader = {read_head, load};
+    int rc = source->n_files > 0 ? gguf_open_files(path, source->files, source->n_files, &reader,
+                                                   &load->gguf, report)
+                                 : gguf_open(path, &load->gguf, report);
     if (rc == 0)
         rc = make_parts(load, name, report);
     if (rc < 0) {

@@ -119,19 +119,28 @@ static int part_check_descriptor(struct part *p, struct report *report)
     return 0;
 }
 
-/* Takes path, which is opened when fd is -1, and else names it. */
-static int part_open(struct part *p, char *path, int fd, int missing_code, struct report *report)
+/* Descriptors instead of paths; n 0: none, the parts are found by their names. */
+struct given {
+    const int *fds;
+    uint32_t n;
+    const struct gguf_reader *reader;
+};
+
+/* Takes path, which is opened unless descriptors are given, and else names part i. */
+static int part_open(struct part *p, char *path, const struct given *given, uint32_t i,
+                     int missing_code, struct report *report)
 {
     p->fd = -1;
     p->path = path;
     if (path == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a path");
-    int r = fd < 0 ? part_path(p, missing_code, report) : part_copy(p, fd, report);
+    int r =
+        given->n == 0 ? part_path(p, missing_code, report) : part_copy(p, given->fds[i], report);
     if (r == 0)
         r = part_check_descriptor(p, report);
     if (r < 0)
         return r;
-    r = gguf_head_init(&p->head, p->fd, p->path, p->bytes, report);
+    r = gguf_head_init(&p->head, p->fd, p->path, p->bytes, given->reader, report);
     if (r < 0)
         return r;
     return gguf_head_measure(&p->head);
@@ -194,17 +203,16 @@ static int part_check(const struct gguf *g, uint32_t i, struct report *report)
     return 0;
 }
 
-/* fds: n_fds of them, or none: the parts are found by their names. */
-static int parts_open_rest(struct gguf *g, const int *fds, uint32_t n_fds, struct report *report)
+static int parts_open_rest(struct gguf *g, const struct given *given, struct report *report)
 {
     const char *path = g->parts[0].path;
     uint64_t count = g->parts[0].head.split_count;
     char suffix[80];
-    int r = parts_check_first(&g->parts[0], n_fds == 0, report);
-    if (r == 0 && n_fds != 0 && n_fds != count)
+    int r = parts_check_first(&g->parts[0], given->n == 0, report);
+    if (r == 0 && given->n != 0 && given->n != count)
         r = report_fail(report, INFER_E_MODEL_PARTS,
                         "%.128s has %" PRIu64 " parts, but %u files were given",
-                        gguf_file_name(path), count, n_fds);
+                        gguf_file_name(path), count, given->n);
     if (r < 0)
         return r;
     part_suffix(suffix, sizeof suffix, 0, count);
@@ -224,7 +232,7 @@ static int parts_open_rest(struct gguf *g, const int *fds, uint32_t n_fds, struc
         part_suffix(suffix, sizeof suffix, i, count);
         if (asprintf(&name, "%.*s%s", stem, path, suffix) < 0)
             name = NULL;
-        r = part_open(&parts[i], name, n_fds != 0 ? fds[i] : -1, INFER_E_MODEL_PARTS, report);
+        r = part_open(&parts[i], name, given, i, INFER_E_MODEL_PARTS, report);
         if (r < 0)
             return r;
         r = part_check(g, i, report);
@@ -234,23 +242,22 @@ static int parts_open_rest(struct gguf *g, const int *fds, uint32_t n_fds, struc
     return 0;
 }
 
-static int parts_open(struct gguf *g, const char *path, const int *fds, uint32_t n_fds,
+static int parts_open(struct gguf *g, const char *path, const struct given *given,
                       struct report *report)
 {
     g->parts = calloc(1, sizeof *g->parts);
     if (g->parts == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a model file");
     g->n_parts = 1;
-    int first = n_fds != 0 ? fds[0] : -1;
-    int r = part_open(&g->parts[0], strdup(path), first, INFER_E_MODEL_UNREADABLE, report);
+    int r = part_open(&g->parts[0], strdup(path), given, 0, INFER_E_MODEL_UNREADABLE, report);
     if (r < 0)
         return r;
-    if (n_fds > 1 && g->parts[0].head.split_count <= 1)
+    if (given->n > 1 && g->parts[0].head.split_count <= 1)
         return report_fail(report, INFER_E_MODEL_PARTS,
                            "%.128s is a whole model, but %u files were given", gguf_file_name(path),
-                           n_fds);
+                           given->n);
     if (g->parts[0].head.split_count > 1) {
-        r = parts_open_rest(g, fds, n_fds, report);
+        r = parts_open_rest(g, given, report);
         if (r < 0)
             return r;
     }
@@ -460,6 +467,7 @@ static int gguf_build(struct gguf *g, struct report *report)
         if (part > 0)
             gguf_head_done(&g->parts[part].head);
         g->parts[part].head.report = NULL;
+        g->parts[part].head.reader = NULL;
     }
     return 0;
 }
@@ -476,13 +484,13 @@ static void gguf_trim(struct gguf *g)
     g->data = data;
 }
 
-static int open_all(const char *path, const int *fds, uint32_t n_fds, struct gguf **ret,
+static int open_all(const char *path, const struct given *given, struct gguf **ret,
                     struct report *report)
 {
     struct gguf *g = calloc(1, sizeof *g);
     if (g == NULL)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for a model file");
-    int r = parts_open(g, path, fds, n_fds, report);
+    int r = parts_open(g, path, given, report);
     if (r == 0)
         r = gguf_build(g, report);
     if (r < 0) {
@@ -496,14 +504,16 @@ static int open_all(const char *path, const int *fds, uint32_t n_fds, struct ggu
 
 int gguf_open(const char *path, struct gguf **ret, struct report *report)
 {
-    return open_all(path, NULL, 0, ret, report);
+    static const struct given none;
+    return open_all(path, &none, ret, report);
 }
 
-int gguf_open_files(const char *name, const int *fds, uint32_t n, struct gguf **ret,
-                    struct report *report)
+int gguf_open_files(const char *name, const int *fds, uint32_t n, const struct gguf_reader *reader,
+                    struct gguf **ret, struct report *report)
 {
     assert(n > 0);
-    return open_all(name, fds, n, ret, report);
+    struct given given = {fds, n, reader};
+    return open_all(name, &given, ret, report);
 }
 
 void gguf_free(struct gguf *g)

@@ -19,6 +19,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct gguf;
 
@@ -48,11 +49,18 @@ enum gguf_value_type {
  * name rule NAME-00001-of-0000N.gguf. Not a regular file, unreadable, damaged, overlapping,
  * foreign: a code and a sentence that names the key or tensor. */
 int gguf_open(const char *path, struct gguf **ret, struct report *report);
+/* How the head of a file is read where a plain pread() might wait for ever: bytes, 0 at the end, or
+ * a negative errno. */
+struct gguf_reader {
+    ssize_t (*read)(void *ctx, int fd, void *to, size_t bytes, uint64_t offset);
+    void *ctx;
+};
+
 /* The same from descriptors, part 1 first, which stay the caller's: regular files that are open for
  * reading (fds of anything else are refused). name is what messages call the file; it is not
- * opened. */
-int gguf_open_files(const char *name, const int *fds, uint32_t n, struct gguf **ret,
-                    struct report *report);
+ * opened. reader may be NULL. */
+int gguf_open_files(const char *name, const int *fds, uint32_t n, const struct gguf_reader *reader,
+                    struct gguf **ret, struct report *report);
 void gguf_free(struct gguf *g);
 
 /* Keys. Absent or of another type: false, *ret untouched. Unsigned access takes any integer type

@@ -85,6 +85,19 @@ static int head_truncated(struct gguf_head *h, uint64_t needs)
                      needs, h->at, h->file_bytes);
 }
 
+static ssize_t head_read(const struct gguf_head *h)
+{
+    void *to = h->data + h->loaded;
+    size_t bytes = h->capacity - h->loaded;
+    ssize_t n;
+    if (h->reader != NULL)
+        return h->reader->read(h->reader->ctx, h->fd, to, bytes, h->loaded);
+    do
+        n = pread(h->fd, to, bytes, (off_t)h->loaded);
+    while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
 /* Grows the copy until it holds `end` bytes of the file. */
 static int head_load(struct gguf_head *h, uint64_t end)
 {
@@ -103,11 +116,9 @@ static int head_load(struct gguf_head *h, uint64_t end)
         h->capacity = capacity;
     }
     while (h->loaded < h->capacity) {
-        ssize_t n = pread(h->fd, h->data + h->loaded, h->capacity - h->loaded, (off_t)h->loaded);
-        if (n < 0 && errno == EINTR)
-            continue;
+        ssize_t n = head_read(h);
         if (n < 0)
-            return head_fail(h, INFER_E_MODEL_UNREADABLE, "cannot be read: %s", strerror(errno));
+            return head_fail(h, INFER_E_MODEL_UNREADABLE, "cannot be read: %s", strerror((int)-n));
         if (n == 0)
             return head_fail(h, INFER_E_MODEL_UNREADABLE, "became shorter while it was read");
         h->loaded += (uint64_t)n;
@@ -295,10 +306,11 @@ static int head_begin(struct gguf_head *h)
 }
 
 int gguf_head_init(struct gguf_head *h, int fd, const char *path, uint64_t file_bytes,
-                   struct report *report)
+                   const struct gguf_reader *reader, struct report *report)
 {
     memset(h, 0, sizeof *h);
     h->fd = fd;
+    h->reader = reader;
     h->path = path;
     h->file_bytes = file_bytes;
     h->report = report;

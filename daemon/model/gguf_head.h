@@ -23,6 +23,7 @@ struct gguf_head {
     int fd;
     const char *path; /* borrowed */
     uint64_t file_bytes;
+    const struct gguf_reader *reader; /* NULL: pread(); used by the first walk alone */
     struct report *report;
 
     uint8_t *data;             /* [0, loaded) of the file */
@@ -46,7 +47,7 @@ struct gguf_head {
 
 /* Reads magic, version and counts. On failure nothing is held. */
 int gguf_head_init(struct gguf_head *h, int fd, const char *path, uint64_t file_bytes,
-                   struct report *report);
+                   const struct gguf_reader *reader, struct report *report);
 void gguf_head_done(struct gguf_head *h);
 int gguf_head_measure(struct gguf_head *h);
 /* To the first key; after the last key the next item is the first tensor. */

@@ -8,8 +8,11 @@
 
 #include "gguf_writer.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 static void opens(struct writer *w, struct gguf **ret)
 {
@@ -399,6 +402,70 @@ static void reads_split_models(void **state)
 
 /* ---- refusals -------------------------------------------------------------------------------- */
 
+/* ---- by descriptor --------------------------------------------------------------------------- */
+
+struct reading {
+    unsigned calls;
+    int fails; /* negative errno of every call */
+};
+
+static ssize_t read_slowly(void *ctx, int fd, void *to, size_t bytes, uint64_t offset)
+{
+    struct reading *r = ctx;
+    r->calls++;
+    if (r->fails < 0)
+        return r->fails;
+    return pread(fd, to, bytes < 700 ? bytes : 700, (off_t)offset);
+}
+
+static int open_fds(const char *name, const int *fds, uint32_t n, const struct gguf_reader *reader,
+                    struct report *report)
+{
+    struct gguf *g;
+    int rc = gguf_open_files(name, fds, n, reader, &g, report);
+    if (rc == 0) {
+        assert_int_equal(gguf_n_parts(g), n);
+        assert_true(gguf_n_tensors(g) > 0);
+        for (uint32_t i = 0; i < n; i++)
+            assert_true(gguf_part_fd(g, i) >= 0 && gguf_part_fd(g, i) != fds[i]);
+        gguf_free(g);
+    }
+    return rc;
+}
+
+static void reads_descriptors(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/inferd-gguf.XXXXXX";
+    struct report report = {0};
+    struct reading reading = {0};
+    struct gguf_reader reader = {read_slowly, &reading};
+    struct writer *w = writer_model("llama", INFER_TYPE_F32);
+    int fd = mkstemp(path), pipes[2];
+    assert_true(fd >= 0);
+    writer_save(w, path);
+    writer_free(w);
+    int readable = open(path, O_RDONLY | O_CLOEXEC), twice[2] = {readable, readable};
+    int only_write = open(path, O_WRONLY | O_CLOEXEC), no_file = open(path, O_PATH | O_CLOEXEC);
+    unlink(path); /* nobody looks for it */
+    assert_int_equal(open_fds("x", &readable, 1, NULL, &report), 0);
+    assert_int_equal(open_fds("x", &fd, 1, &reader, &report), 0);
+    assert_true(reading.calls > 1);
+    reading.fails = -EIO;
+    assert_int_equal(open_fds("x", &fd, 1, &reader, &report), -INFER_E_MODEL_UNREADABLE);
+    assert_non_null(strstr(report.text, "x cannot be read"));
+    assert_int_equal(open_fds("x", twice, 2, NULL, &report), -INFER_E_MODEL_PARTS);
+    assert_non_null(strstr(report.text, "a whole model, but 2 files"));
+    assert_int_equal(pipe(pipes), 0);
+    int wrong[] = {only_write, no_file, pipes[0], pipes[1]};
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(open_fds("x", &wrong[i], 1, NULL, &report), -INFER_E_MODEL_UNREADABLE);
+        close(wrong[i]);
+    }
+    close(fd);
+    close(readable);
+}
+
 static void refuses_what_is_not_a_file(void **state)
 {
     (void)state;
@@ -664,6 +731,7 @@ int main(void)
         cmocka_unit_test(a_vocabulary_only_file_opens),
         cmocka_unit_test(a_large_vocabulary_opens_fast),
         cmocka_unit_test(reads_split_models),
+        cmocka_unit_test(reads_descriptors),
         cmocka_unit_test(refuses_what_is_not_a_file),
         cmocka_unit_test(refuses_foreign_files),
         cmocka_unit_test(refuses_bad_keys),

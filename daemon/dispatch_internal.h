@@ -36,6 +36,8 @@
 #define DISPATCH_SWAP_SHARE           4u /* of the state memory: one part in so many */
 /* Users with a policy or a domain of their own. */
 #define DISPATCH_USERS_MAX 1024u
+/* Who waits for a model hears of it so often. */
+#define DISPATCH_WAITING_NEWS_US 10000000u
 /* How often the queue's news and the status page go out while anything runs. */
 #define DISPATCH_TICK_US 100000u
 /* Requests taken from one ring before the others get their turn. */
@@ -178,6 +180,7 @@ void dispatch_drop(struct dispatch *d, struct job *job);
 int dispatch_choose_model(struct dispatch *d, struct job *job);
 /* True: it is loaded. Else the job waits for that, or is over already. */
 bool dispatch_await_model(struct dispatch *d, struct job *job);
+void dispatch_tell_waiting(struct dispatch *d, struct job *job, uint64_t now_us);
 void dispatch_use_model(struct dispatch *d, struct job *job);
 void dispatch_release_model(struct dispatch *d, struct job *job);
 /* The models that dispatch_new() found loaded. */

@@ -127,10 +127,22 @@ bool dispatch_await_model(struct dispatch *d, struct job *job)
     job->position = slot->n_waiting++;
     job->start_us = m->load_us;
     job->queued_due = job->ask.op == INFER_ABI_GENERATE;
+    job->told_us = clock_us();
     if (m->state == DISPATCH_MODEL_LISTED || m->state == DISPATCH_MODEL_FAILED)
         want(d, job->model_index);
     dispatch_flush(d, job);
     return false;
+}
+
+/* A client that hears nothing for long takes the daemon for dead. */
+void dispatch_tell_waiting(struct dispatch *d, struct job *job, uint64_t now_us)
+{
+    if (now_us - job->told_us < DISPATCH_WAITING_NEWS_US || job->stalled)
+        return;
+    job->told_us = now_us;
+    job->start_us = d->slots[job->model_index].is.load_us;
+    job->queued_due = true;
+    dispatch_flush(d, job);
 }
 
 static struct job *first_waiting(const struct dispatch *d, uint32_t index)

@@ -385,7 +385,10 @@ void dispatch_tick_held(struct dispatch *d, uint64_t now_us)
 {
     for (struct job *job = d->held; job != NULL;) {
         if (job->deadline_us == 0 || now_us <= job->deadline_us) {
-            job = job->next_held;
+            struct job *next = job->next_held;
+            if (job->hold == JOB_HOLD_MODEL)
+                dispatch_tell_waiting(d, job, now_us);
+            job = next;
             continue;
         }
         dispatch_finish(d, job, INFER_FINISH_ERROR, INFER_E_DEADLINE,

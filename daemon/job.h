@@ -95,6 +95,7 @@ struct job {
     uint32_t finish;
     uint32_t n_found; /* rows of the prompt that need not run, at the first start */
 
+    uint64_t told_us; /* HELD for its model: when the client last heard */
     uint64_t admitted_us, started_us, first_token_us, last_token_us;
 };
 

@@ -217,7 +217,9 @@ struct infer_abi_submit {
 #define INFER_ABI_SUBMIT_MIN 240u
 
 enum infer_abi_event_kind {
-    INFER_ABI_EV_QUEUED = 1, /* at admission, and again when the position changes while it waits */
+    /* At admission, and again when the position changes while it waits. One of any operation that
+     * waits for its model to be loaded also hears it every ten seconds. */
+    INFER_ABI_EV_QUEUED = 1,
     INFER_ABI_EV_TOKEN = 2,
     INFER_ABI_EV_RESULT = 3,
     INFER_ABI_EV_DONE = 4,

@@ -227,7 +227,7 @@ int bench_command(struct ctl *ctl)
         status = ctl_connect(ctl);
     memset(&bench, 0, sizeof bench);
     if (!status)
-        status = ctl_model(ctl, &bench.model);
+        status = ctl_loaded_model(ctl, &bench.model);
     if (status)
         return status;
     memset(series, 0, sizeof series);

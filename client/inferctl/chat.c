@@ -453,7 +453,7 @@ static int converse(struct chat *chat, struct line_reader *reader)
 static int greet(struct chat *chat)
 {
     struct infer_model model;
-    int status = ctl_model(chat->ctl, &model);
+    int status = ctl_loaded_model(chat->ctl, &model);
 
     if (status || !chat->interactive || chat->ctl->options.quiet)
         return status;

@@ -164,6 +164,8 @@ int ctl_connect(struct ctl *ctl);
 
 /* The model that -m names, or the one the daemon takes without -m. 0 or an exit status. */
 int ctl_model(struct ctl *ctl, struct infer_model *ret_model);
+/* The same, loaded: a model that is only listed says nothing of itself. Waits for that. */
+int ctl_loaded_model(struct ctl *ctl, struct infer_model *ret_model);
 
 /* Flushes stdout; an exit status: the given one, or CTL_EXIT_FAILURE when writing failed. */
 int ctl_finish_output(int status);

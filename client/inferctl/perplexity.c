@@ -252,7 +252,7 @@ int perplexity_command(struct ctl *ctl)
     if (!status)
         status = ctl_connect(ctl);
     if (!status)
-        status = ctl_model(ctl, &model);
+        status = ctl_loaded_model(ctl, &model);
     if (!status && text.n == 0)
         status = ctl_error("'%s' is empty", ctl->operands[0]);
     if (status) {

@@ -135,6 +135,23 @@ int ctl_model(struct ctl *ctl, struct infer_model *ret_model)
     return r;
 }
 
+int ctl_loaded_model(struct ctl *ctl, struct infer_model *ret_model)
+{
+    int32_t *ids;
+    size_t n;
+    int r, status = ctl_model(ctl, ret_model);
+
+    if (status || ret_model->state == 0 || ret_model->state == INFER_MODEL_READY)
+        return status;
+    term_remark("%s is being loaded", ret_model->name);
+    r = infer_tokenize(ctl->conn, ret_model->name, " ", 1, 0, 0, &ids, &n); /* any request does */
+    term_progress_clear();
+    if (r < 0)
+        return ctl_fail_conn(ctl, r);
+    infer_free(ids);
+    return ctl_model(ctl, ret_model);
+}
+
 int ctl_finish_output(int status)
 {
     static bool told;

@@ -389,6 +389,8 @@ static void put_model_memory(struct text *t, const struct metrics_snapshot *s)
     family(t, name, "gauge", "bytes", "Memory of a model, by purpose.");
     for (uint32_t i = 0; i < s->n_models; i++) {
         const struct infer_model *m = &s->models[i].info;
+        if (!is_loaded(m))
+            continue;
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "weights"}), m->weights_bytes);
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "state"}), m->state_bytes);
         number(t, name, "", LABELED({"model", m->name}, {"purpose", "scratch"}), m->scratch_bytes);
@@ -456,18 +458,23 @@ static void put_pages(struct text *t, const struct metrics_snapshot *s)
     for (uint32_t i = 0; i < s->n_models; i++) {
         const struct kv_counts *p = &s->models[i].pages;
         const char *model = s->models[i].info.name;
+        if (!is_loaded(&s->models[i].info))
+            continue;
         number(t, "inferd_pages", "", LABELED({"model", model}, {"state", "free"}), p->n_free);
         number(t, "inferd_pages", "", LABELED({"model", model}, {"state", "cached"}), p->n_cached);
         number(t, "inferd_pages", "", LABELED({"model", model}, {"state", "held"}), p->n_held);
     }
     family(t, "inferd_pages_shared", "gauge", "", "Of those held, pages with several holders.");
     for (uint32_t i = 0; i < s->n_models; i++)
-        number(t, "inferd_pages_shared", "", LABELED({"model", s->models[i].info.name}),
-               s->models[i].pages.n_shared);
+        if (is_loaded(&s->models[i].info))
+            number(t, "inferd_pages_shared", "", LABELED({"model", s->models[i].info.name}),
+                   s->models[i].pages.n_shared);
     for (size_t c = 0; c < sizeof counters / sizeof counters[0]; c++) {
         family(t, counters[c].name, "counter", "", counters[c].help);
         for (uint32_t i = 0; i < s->n_models; i++) {
             uint64_t value;
+            if (!is_loaded(&s->models[i].info))
+                continue;
             memcpy(&value, (const char *)&s->models[i].pages + counters[c].offset, sizeof value);
             number(t, counters[c].name, "_total", LABELED({"model", s->models[i].info.name}),
                    value);

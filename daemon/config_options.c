@@ -81,7 +81,7 @@ const struct config_rule config_rules[] = {
     {"state-memory", "SIZE", KIND_SIZE, EACH, AT(state_memory_bytes), MODEL_AT(state_memory_bytes),
      .fallback = "0", .remark = "as needed", .help = "memory for sequences, such as 4G"},
     {"memory-limit", "SIZE", KIND_SIZE, BOTH | RELOADS | ONLY_SERVES, AT(memory_limit_bytes), .fallback = "0",
-     .remark = "what the machine has", .help = "memory for all models; idle ones leave for others"},
+     .remark = "what there is", .help = "memory for all models"},
     {"read-timeout", "TIME", KIND_SECONDS, IN_DAEMON | ONLY_SERVES, AT(read_timeout_s), .min = 1, .max = 3600,
      .fallback = "30s", .help = "a model file that gives no byte for so long fails"},
     {"cache-type-k", "TYPE", KIND_CHOICE, EACH, AT(k_type), MODEL_AT(k_type), .choices = cache_types,

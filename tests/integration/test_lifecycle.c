@@ -719,7 +719,7 @@ static void the_daemon_stops_while_a_model_loads(void **state)
     snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     snprintf(section, sizeof section, "[model large]\npath = %s\n", path);
-    start("null", PAGES, "", section);
+    start("null", PAGES, "drain-timeout = 0s\n", section);
     struct infer_conn *c = open_conn();
     uint32_t id = submit(c, NULL, 4);
     wait_state(c, "large", INFER_MODEL_LOADING);
@@ -755,6 +755,7 @@ static void a_reload_drops_no_stream(void **state)
     struct infer_conn *c = open_conn();
     uint32_t id = submit(c, "a", 60), leaves = submit(c, "b", 60);
     assert_int_equal(take(c, id, 2), 0);
+    assert_int_equal(take(c, leaves, 2), 0); /* it is loaded */
     write_config("log-level = debug\nkeep-alive = 1s\nslow-reader-timeout = 30s\n",
                  "[model a]\n@[model d]\n@[user 4711]\nweight = 7\n");
     hang_up_signal();

@@ -41,7 +41,7 @@ is "install: the daemon is not started by it" "$(property ActiveState)" inactive
 check "install: the user inferd is there" guest id inferd
 guest useradd --create-home --groups inferd alice
 guest useradd --create-home bob
-guest sh -c 'mkdir -p /etc/inferd && printf "[model unix]\npath = /src/'"$model"'\n" >/etc/inferd/inferd.conf'
+guest sh -c 'mkdir -p /etc/inferd && printf "[model unix]\npath = /src/'"$model"'\nkeep-alive = 2s\n" >/etc/inferd/inferd.conf'
 check "install: the units have nothing that systemd does not know" \
     guest systemd-analyze verify --man=no inferd.service inferd.socket inferd-manage.socket
 check "sockets: enabled and started" guest systemctl enable --now inferd.socket inferd-manage.socket
@@ -54,6 +54,8 @@ is "first use: the daemon runs" "$(property ActiveState)" active
 gets guest_as bob "${ask[@]}"
 is "rights: who is not in the group is refused" "$status" 3
 matches "rights: and told what to do" "$err" 'group.*inferd'
+gets guest_as alice inferctl unload unix
+matches "rights: models are for the administrator" "$err" 'root|permission|administrator'
 is "rights: nothing of root's is left to it" "$(guest cat "/proc/$(property MainPID)/status" | awk '/^(CapEff|NoNewPrivs|Seccomp):/ {print $2}' | xargs)" \
     "0000000000000000 1 2"
 
@@ -67,9 +69,20 @@ matches "status: says how many requests run" "$(property StatusText)" '1 request
 before=$(property MainPID)
 check "reload: succeeds" guest systemctl reload inferd.service
 is "reload: the daemon is the same" "$(property MainPID)" "$before"
+guest sh -c 'echo "nonsense = 1" >>/etc/inferd/inferd.conf'
+guest systemctl reload inferd.service >/dev/null 2>&1
+matches "reload: a wrong file is told of, with its line" "$(guest journalctl --no-pager -o cat -u inferd.service)" 'inferd.conf:4'
+is "reload: and changes nothing" "$(property MainPID) $(property ActiveState)" "$before active"
+guest sed -i '/nonsense/d' /etc/inferd/inferd.conf
 check "reload: the stream went on" kill -0 "$stream"
 guest pkill -INT inferctl
 wait "$stream"
+
+# ---- idle ---------------------------------------------------------------------------------------
+
+check "keep-alive: the model leaves" guest_until 20 sh -c 'inferctl models --json | grep -q "\"listed\""'
+gets guest_as alice "${ask[@]}"
+is "keep-alive: and comes back for the next request" "$status" 0
 
 # ---- the watchdog -------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@
 #include "config_internal.h"
 
 #include "inferd/abi.h"
-#include "inferd/abi.h"
 #include "policy.h"
 
 #include <errno.h>

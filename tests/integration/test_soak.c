@@ -301,26 +301,13 @@ static void run_round(void)
                   n_requests, n_cancelled, n_cached, n_victims);
 }
 
-/* The fewest of some looks: the daemon opens files of /proc for a moment when it tells its status.
- */
-static int settled_descriptors(void)
-{
-    int fewest = daemon_descriptors(&d);
-    for (int i = 0; i < 20; i++) {
-        usleep(1000);
-        int n = daemon_descriptors(&d);
-        fewest = n < fewest ? n : fewest;
-    }
-    return fewest;
-}
-
 /* Everything is given back; *ret is the status then. */
 static void assert_nothing_left(struct infer_conn *c, int descriptors, struct infer_status *ret)
 {
     uint64_t end = test_clock_us() + 20000000u * (unsigned)program_slowness();
     for (;;) {
         assert_int_equal(infer_status(c, ret), 0);
-        if (ret->n_sessions == 1 && settled_descriptors() == descriptors &&
+        if (ret->n_sessions == 1 && daemon_descriptors(&d) == descriptors &&
             ret->n_running + ret->n_waiting + ret->n_parked == 0)
             break;
         if (test_clock_us() > end)
@@ -341,7 +328,7 @@ static void test_together(void **state)
     daemon_start(&d, argv);
     struct infer_conn *c = many_connect(&d);
     assert_non_null(c);
-    int descriptors = settled_descriptors();
+    int descriptors = daemon_descriptors(&d);
     assert_true(descriptors > 0);
     run_round();
     assert_nothing_left(c, descriptors, &before);

@@ -286,7 +286,7 @@ uint64_t daemon_cpu_ns(const struct daemon *d)
     return sum;
 }
 
-int daemon_descriptors(const struct daemon *d)
+static int count_descriptors(const struct daemon *d)
 {
     char path[64];
     int n = 0;
@@ -298,4 +298,16 @@ int daemon_descriptors(const struct daemon *d)
         n++;
     closedir(dir);
     return n - 2;
+}
+
+int daemon_descriptors(const struct daemon *d)
+{
+    int n = count_descriptors(d), same = 0;
+    for (int i = 0; i < 250 && same < 10; i++) {
+        usleep(20000);
+        int now = count_descriptors(d);
+        same = now == n ? same + 1 : 0;
+        n = now;
+    }
+    return n;
 }

@@ -9,8 +9,8 @@
  * guess may be far off, and as the rate of prefill would then be taken from the difference, and few
  * rows of prefill from that rate, it could stay so: so a step after a guess, and one of
  * SCHED_MIXED_MAX mixed ones, has its decodes alone, and their time is measured. Both figures are
- * moving means, 1/8 new each time; a sample counts as at most 4 times the mean, so that one
- * hiccup of the machine does not shrink the steps that follow it.
+ * moving means, 1/8 new each time; a sample counts as at most 3/2 of the mean, so that one hiccup
+ * of the machine does not shrink the steps that follow it, or make room in them that is not there.
  *
  * Position and estimated start are for people who wait: cheap and roughly right. */
 #include "sched/internal.h"
@@ -32,7 +32,7 @@ static void learn(uint64_t *mean, uint64_t sample)
         *mean = sample > 0 ? sample : 1;
         return;
     }
-    sample = min_u64(sample, 4 * *mean);
+    sample = min_u64(sample, *mean + *mean / 2 + 1);
     *mean = (7 * *mean + sample + 4) / 8;
     if (*mean == 0)
         *mean = 1;

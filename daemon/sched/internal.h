@@ -23,7 +23,7 @@
 /* Decode rows at weight 100 that a uid was served less to be far behind; see far_behind(). */
 #define SCHED_FAR_ROWS 1024u
 /* Rows of prefill that run beside decodes whatever was measured. */
-#define SCHED_PREFILL_MIN 2u
+#define SCHED_PREFILL_MIN 1u
 /* Steps of a size class in a row that may have prefill beside the decodes; see cost.c. */
 #define SCHED_MIXED_MAX 64u
 /* Rows of a full step that decodes leave to prefill that is due. */

@@ -50,10 +50,10 @@
  *    smallest counter. Within a uid the sequence that ran longest ago is first.
  * 9. Prefill rows go by class (ageing since its last row), served, deadline, arrival. Beside
  *    decodes they may lengthen the step by decode_growth_percent of what the decodes alone take,
- *    as measured, but 2 rows run in any case; with no decode in the step it has step_rows. (One of
- *    64 mixed steps has decodes alone, so that their time is known.) When p prompts are due and
- *    d < p decodes run, all of uids with prompts due, it may be p / d times that, at most 8.
- *    Decodes leave a quarter of step_rows, at most 16, to prefill that is due.
+ *    as measured, but one row runs in any case; with no decode in the step it has step_rows. (One
+ * of 64 mixed steps has decodes alone, so that their time is known.) When p prompts are due and d <
+ * p decodes run, all of uids with prompts due, it may be p / d times that, at most 8. Decodes leave
+ * a quarter of step_rows, at most 16, to prefill that is due.
  * 10. Limits per uid: max_waiting and tokens_per_minute refuse, max_running and max_pages let wait.
  *    Tokens a minute are a bucket of that size: a prompt is paid for at sched_add(), answers as
  *    they run, maybe into debt; a request is admitted when the bucket holds its prompt or is full.
@@ -223,7 +223,7 @@ void sched_found(struct sched *s, uint32_t slot, uint32_t n_rows);
 void sched_ran(struct sched *s, uint32_t slot, uint32_t n_rows, uint32_t n_new);
 
 /* After a step: how long it took, with how many rows of which kind (a work item of one row is a
- * decode). The next steps' budgets come from this; until then 2 rows run beside decodes. */
+ * decode). The next steps' budgets come from this; until then one row runs beside decodes. */
 void sched_measured(struct sched *s, uint32_t model, uint32_t n_prefill_rows,
                     uint32_t n_decode_rows, uint64_t took_us);
 /* Prefill rows that a step with so many decodes may have, as measured until now. */

@@ -31,7 +31,7 @@ static void test_prefill_budget_follows_the_measured_times(void **state)
     (void)state;
     struct sched *s = make();
     assert_int_equal(sched_prefill_budget(s, 0, 0), 512);
-    assert_int_equal(sched_prefill_budget(s, 0, 1), 2); /* nothing was measured */
+    assert_int_equal(sched_prefill_budget(s, 0, 1), 1); /* nothing was measured */
     sched_measured(s, 0, 512, 0, 51200);                /* 100 us a row */
     sched_measured(s, 0, 0, 1, 10000);
     sched_measured(s, 0, 0, 32, 40000);

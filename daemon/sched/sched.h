@@ -51,9 +51,9 @@
  * 9. Prefill rows go by class (ageing since its last row), served, deadline, arrival. Beside
  *    decodes they may lengthen the step by decode_growth_percent of what the decodes alone take,
  *    as measured, but one row runs in any case; with no decode in the step it has step_rows. (One
- * of 64 mixed steps has decodes alone, so that their time is known.) When p prompts are due and d <
- * p decodes run, all of uids with prompts due, it may be p / d times that, at most 8. Decodes leave
- * a quarter of step_rows, at most 16, to prefill that is due.
+ *    of 64 mixed steps has decodes alone, so that their time is known.) When p prompts are due and
+ *    d < p decodes run, all of uids with prompts due, it may be p / d times that, at most 8.
+ *    Decodes leave a quarter of step_rows, at most 16, to prefill that is due.
  * 10. Limits per uid: max_waiting and tokens_per_minute refuse, max_running and max_pages let wait.
  *    Tokens a minute are a bucket of that size: a prompt is paid for at sched_add(), answers as
  *    they run, maybe into debt; a request is admitted when the bucket holds its prompt or is full.

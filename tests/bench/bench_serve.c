@@ -10,7 +10,9 @@
  *             time, prompt and answer tokens over the whole time, answer tokens with the prompts
  *             cached, answer tokens one request after the other.
  *   stutter   the gaps between the tokens of one answer, alone, and while another user's client
- *             submits prompts of LONG_PROMPT tokens, each a new one, one after the other.
+ *             submits prompts of LONG_PROMPT tokens, each a new one, one after the other. By a
+ *             daemon that has used all of its sequence state before: the first touch of a huge
+ *             page costs a step on a virtual machine whose host has to find that memory 5 ms.
  *   users     two users with 1 and 31 clients that always ask: the share of the one. Needs root.
  *   prefix    time to the first token of a prompt of PREFIX tokens, new and repeated.
  *   steps     CPU time of the whole daemon per step with many sequences on the null backend: the
@@ -37,6 +39,9 @@
 
 enum { CLIENTS = 32, PROMPT = 128, ANSWER = 128 };
 enum { STREAM_TOKENS = 500, LONG_PROMPT = 1900, REPEATS = 3 };
+/* Two long prompts and the stream; as many prompts as touch all of it. */
+#define STUTTER_STATE "64M"
+enum { STUTTER_WARM = 5 };
 enum { USERS_CLIENTS = 31, USERS_WARM_MS = 4000, USERS_MS = 10000 };
 enum { PREFIX = 1500, PREFIX_REPEATS = 7 };
 enum { STEP_CONNECTIONS = 4, STEP_EACH = 64, STEP_FROM = 100, STEP_TO = 1500, STEP_ANSWER = 1900 };
@@ -132,12 +137,21 @@ static uint32_t read_all(struct infer_conn *c, uint32_t id, uint32_t *ret_cached
     return n;
 }
 
-static void start(const char *backend, const char *parallel)
+/* state: bytes for sequence state; NULL: what the daemon chooses. */
+static void start(const char *backend, const char *parallel, const char *state)
 {
-    const char *argv[] = {"--model", "unix=" DAEMON_MODEL, "--backend", backend, "--parallel",
-                          parallel,  "--threads",          NULL,        NULL};
     const char *threads = getenv("INFERD_THREADS");
-    argv[7] = threads ? threads : "0";
+    const char *argv[] = {"--model",
+                          "unix=" DAEMON_MODEL,
+                          "--backend",
+                          backend,
+                          "--parallel",
+                          parallel,
+                          "--threads",
+                          threads ? threads : "0",
+                          state ? "--state-memory" : NULL,
+                          state,
+                          NULL};
     daemon_start(&d, argv);
 }
 
@@ -222,7 +236,7 @@ static void bench_together(void)
     static struct client clients[CLIENTS];
     double n_answer = CLIENTS * ANSWER, n_prompt = CLIENTS * PROMPT;
     int32_t ids[PROMPT];
-    start("cpu", "48");
+    start("cpu", "48", NULL);
     for (int i = 0; i < CLIENTS; i++) {
         clients[i].c = join();
         fresh_ids(clients[i].ids, PROMPT);
@@ -285,21 +299,29 @@ static void disturb(void *arg)
     }
 }
 
+/* Returns once n prompts are through. */
+static pid_t start_disturbing(uint32_t *n_done, uint32_t n)
+{
+    *n_done = 0;
+    pid_t pid = start_client(ALICE, disturb, n_done);
+    while (__atomic_load_n(n_done, __ATOMIC_RELAXED) < n)
+        usleep(10000);
+    return pid;
+}
+
 static void bench_stutter(void)
 {
     static double p50[REPEATS], p99[REPEATS], busy50[REPEATS], busy99[REPEATS], ratio[REPEATS];
     static double prompts[REPEATS];
     uint32_t *n_done = shared(sizeof *n_done);
-    start("cpu", "16");
+    start("cpu", "16", STUTTER_STATE);
     let_in();
     struct infer_conn *c = join();
     stream_gaps(c, &p50[0], &p99[0]); /* warm */
+    end_client(start_disturbing(n_done, STUTTER_WARM));
     for (int i = 0; i < REPEATS; i++) {
         stream_gaps(c, &p50[i], &p99[i]);
-        *n_done = 0;
-        pid_t pid = start_client(ALICE, disturb, n_done);
-        while (__atomic_load_n(n_done, __ATOMIC_RELAXED) == 0) /* prompt step times are known */
-            usleep(10000);
+        pid_t pid = start_disturbing(n_done, 1); /* then prompt step times are known */
         uint32_t before = __atomic_load_n(n_done, __ATOMIC_RELAXED);
         double from = now_us();
         stream_gaps(c, &busy50[i], &busy99[i]);
@@ -353,7 +375,7 @@ static void bench_users(void)
     }
     for (int i = 0; i < REPEATS; i++) {
         uint32_t *n_tokens = shared(2 * sizeof *n_tokens);
-        start("cpu", "48");
+        start("cpu", "48", NULL);
         let_in();
         for (int k = 0; k <= USERS_CLIENTS; k++)
             pids[k] = start_client(k ? BOB : ALICE, keep_asking, &n_tokens[k > 0]);
@@ -392,7 +414,7 @@ static void bench_prefix(void)
 {
     static double fresh[PREFIX_REPEATS], repeated[PREFIX_REPEATS], ratio[PREFIX_REPEATS];
     int32_t ids[PREFIX];
-    start("cpu", "16");
+    start("cpu", "16", NULL);
     struct infer_conn *c = join();
     for (int i = -1; i < PREFIX_REPEATS; i++) {
         fresh_ids(ids, PREFIX);
@@ -445,7 +467,7 @@ static void measure_steps(double *ret_step_us, double *ret_batch)
     struct infer_status before, after;
     struct streams s = {.open = STEP_CONNECTIONS * STEP_EACH};
     const int32_t token = 300;
-    start("null", "256");
+    start("null", "256", NULL);
     struct infer_conn *ask = join();
     for (int i = 0; i < STEP_CONNECTIONS; i++)
         s.c[i] = join_ring(INFER_TOKEN_RING_MAX);

@@ -295,7 +295,7 @@ bench-serve: all
 	tests/bench/serve.sh
 bench-load: all
 	tests/bench/load.sh
-bench-service: all
+bench-service: all $(completions)
 	tests/bench/service.sh
 
 clean:

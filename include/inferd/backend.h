@@ -14,13 +14,19 @@
  *   - run() allocates nothing;
  *   - the results of a row depend on its own sequence alone: the same tokens, alone or batched,
  *     whatever the batch's size (reductions have a fixed order);
- *   - it uses no memory but the host's memory_take() for anything that grows with the model.
+ *   - it uses no memory but the host's memory_take(), and its device's own, for anything that grows
+ *     with the model.
  *
  * Threads: estimate, model_open, tensor_write, model_ready and model_close of one model may run on
  * one thread while run() and the page functions of others run on another; not more than two at
- * once, and of one model one call at a time, not always from the same thread. Loading should not
- * hold up steps for long. A backend's own workers are its own affair, placed on host->cpus. The
- * thread that calls run() works as worker 0 and is not pinned by the backend.
+ * once, and of one model one call at a time, not always from the same thread. describe() may be
+ * called beside all of them. Loading should not hold up steps for long. A backend's own workers are
+ * its own affair, placed on host->cpus. The thread that calls run() works as worker 0 and is not
+ * pinned by the backend.
+ *
+ * Devices: an instance is one device. Of a backend whose device has a memory of its own the daemon
+ * opens more, with the option "device=1", then 2 and so on, until open() answers -ENODEV (there is
+ * no such device) or -EINVAL (there is no such option). Instances share nothing but the table.
  *
  * Errors: 0, or a negative errno; last_error() then holds one sentence, of the calling thread's
  * last failure. -EIO from run() means that
@@ -267,8 +273,9 @@ struct infer_backend; /* the backend's own */
 struct infer_backend_model;
 
 struct infer_device {
-    char name[64];   /* "CPU, AVX-512 VNNI, 2 threads" */
-    uint64_t memory; /* bytes of its own memory; 0 when it uses the host's */
+    char name[64];        /* "CPU, AVX-512 VNNI, 2 threads" */
+    uint64_t memory;      /* bytes of its own memory; 0 when it uses the host's */
+    uint64_t memory_free; /* of these, what can be taken now; 0 when it uses the host's */
 };
 
 struct infer_backend_api {
@@ -277,8 +284,8 @@ struct infer_backend_api {
     const char *name;
     const char *version;
 
-    /* options: "key=value,key=value" or "" (from the command line; unknown keys: -EINVAL). The
-     * host stays alive until close(). */
+    /* options: "key=value,key=value" or "" (from the command line; unknown keys: -EINVAL). -ENODEV:
+     * there is no device for it. The host stays alive until close(). */
     int (*open)(const struct infer_host *host, const char *options, struct infer_backend **ret);
     void (*close)(struct infer_backend *backend);
     const char *(*last_error)(const struct infer_backend *backend);

@@ -13,16 +13,21 @@
  * it: the log-probability of the token d ids further on (around the vocabulary's end) is
  * -0.5 - 0.25 * min(d, 100).
  *
- * Options, all whole numbers:
+ * Options, all whole numbers (memory and devices are for the daemon's dealing with devices):
  *   delay_us=N       each run() takes at least N microseconds ...
  *   row_delay_us=N   ... and N more per row; up to SPIN_US in all by spinning, else by sleeping
  *   fail_step=N      the N-th run() fails with -EIO, those after it do not
  *   lose_step=N      the N-th run() and all after it fail with -ENODEV
  *   eos_after=N,eos=ID   the token drawn for position N or a later one is ID
+ *   lose_hangs=1     ... and model_close() does not come back then
  *   refuse=1         model_open() fails with -ENOMEM
  *   page_bytes=N     pages are at least so large
  *   check_rows=1     run() fails with -EINVAL where a cached row of a sequence was never computed,
  *                    or for another position: a page too few, too many, stale or not shifted
+ *   memory=BYTES     it claims a memory of its own of so many bytes, in which models take what
+ *                    their weights, pages and the rest would; only the pages are really there
+ *   devices=N        it has so many devices, each with such a memory (1)
+ *   device=I         this instance is the one with this number, from 0; -ENODEV from N on
  *
  * Threads: as backend.h has it. A single-row step without delay takes well under a microsecond:
  * run() allocates nothing, and reads no clock unless a delay is asked for. */
@@ -32,8 +37,10 @@
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -44,19 +51,24 @@
 #define DELAY_US_MAX   60000000u
 #define PAGE_BYTES_MAX (1u << 30)
 
+#define DEVICES_MAX 64u
+#define MEMORY_MAX  (UINT64_C(1) << 50)
+
 #define FIRST_TOKEN 3u
 
 struct null_options {
     uint64_t delay_us, row_delay_us;
-    uint64_t fail_step, lose_step;
+    uint64_t fail_step, lose_step, lose_hangs;
     uint64_t eos_after, eos;
     uint64_t refuse, page_bytes, check_rows;
+    uint64_t memory, devices, device;
 };
 
 struct infer_backend {
     const struct infer_host *host;
     struct null_options options;
-    uint64_t n_runs; /* of all models */
+    uint64_t n_runs;              /* of all models */
+    _Atomic uint64_t taken_bytes; /* of options.memory */
 };
 
 struct infer_backend_model {
@@ -66,6 +78,7 @@ struct infer_backend_model {
     uint64_t *n_written; /* rows of each tensor */
     uint8_t *pages;
     uint64_t page_bytes, pages_bytes, model_bytes;
+    uint64_t taken_bytes; /* of the backend's own memory */
     bool ready;
 };
 
@@ -85,6 +98,32 @@ static int fail(struct infer_backend *backend, int error, const char *format, ..
     return error;
 }
 
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void delay(uint64_t us)
+{
+    uint64_t end = now_ns() + us * 1000;
+    if (us <= SPIN_US) {
+        while (now_ns() < end)
+            ;
+        return;
+    }
+    struct timespec until = {.tv_sec = (time_t)(end / 1000000000u),
+                             .tv_nsec = (long)(end % 1000000000u)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
+        ;
+}
+
+static bool is_lost(const struct infer_backend *backend)
+{
+    return backend->options.lose_step > 0 && backend->n_runs >= backend->options.lose_step;
+}
+
 /* ---- opening --------------------------------------------------------------------------------- */
 
 static int option_set(struct null_options *options, const struct ref_option *option)
@@ -98,11 +137,15 @@ static int option_set(struct null_options *options, const struct ref_option *opt
         {"row_delay_us", &options->row_delay_us, DELAY_US_MAX},
         {"fail_step", &options->fail_step, UINT64_MAX},
         {"lose_step", &options->lose_step, UINT64_MAX},
+        {"lose_hangs", &options->lose_hangs, 1},
         {"eos_after", &options->eos_after, UINT32_MAX},
         {"eos", &options->eos, INFER_VOCAB_MAX - 1},
         {"refuse", &options->refuse, 1},
         {"page_bytes", &options->page_bytes, PAGE_BYTES_MAX},
         {"check_rows", &options->check_rows, 1},
+        {"memory", &options->memory, MEMORY_MAX},
+        {"devices", &options->devices, DEVICES_MAX},
+        {"device", &options->device, DEVICES_MAX},
     };
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(option->key, known[i].key) != 0)
@@ -118,7 +161,7 @@ static int option_set(struct null_options *options, const struct ref_option *opt
 
 static int null_open(const struct infer_host *host, const char *text, struct infer_backend **ret)
 {
-    struct null_options options = {0};
+    struct null_options options = {.devices = 1};
     struct ref_option option;
     const char *cursor = text != NULL ? text : "";
     int got;
@@ -133,6 +176,8 @@ static int null_open(const struct infer_host *host, const char *text, struct inf
     }
     if (got < 0)
         return fail(NULL, -EINVAL, "options are key=number,key=number, not '%.100s'", cursor);
+    if (options.device >= options.devices)
+        return fail(NULL, -ENODEV, "there is no device %llu", (unsigned long long)options.device);
     struct infer_backend *backend = host->memory_take(host->ctx, sizeof *backend);
     if (backend == NULL)
         return fail(NULL, -ENOMEM, "no memory for the backend");
@@ -156,10 +201,48 @@ static const char *null_last_error(const struct infer_backend *backend)
 
 static void null_describe(const struct infer_backend *backend, struct infer_device *ret)
 {
-    (void)backend;
+    uint64_t taken = atomic_load_explicit(&backend->taken_bytes, memory_order_relaxed);
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "no device, made-up tokens");
+    ret->memory = backend->options.memory;
+    ret->memory_free = ret->memory > taken ? ret->memory - taken : 0;
 }
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+/* The pages lie in memory that no ledger of the daemon's counts, when they pretend to be on a
+ * device; -ENOMEM. */
+static int take_pages(struct infer_backend_model *model, uint64_t bytes)
+{
+    struct infer_backend *backend = model->backend;
+    const struct infer_host *host = backend->host;
+    if (backend->options.memory == 0) {
+        model->pages = host->memory_take(host->ctx, model->pages_bytes);
+        return model->pages != NULL ? 0 : -ENOMEM;
+    }
+    uint64_t taken = atomic_load_explicit(&backend->taken_bytes, memory_order_relaxed);
+    do {
+        if (bytes > backend->options.memory - taken)
+            return -ENOMEM;
+    } while (!atomic_compare_exchange_weak_explicit(&backend->taken_bytes, &taken, taken + bytes,
+                                                    memory_order_relaxed, memory_order_relaxed));
+    model->taken_bytes = bytes;
+    model->pages = calloc(1, model->pages_bytes);
+    return model->pages != NULL ? 0 : -ENOMEM;
+}
+
+static void give_pages(struct infer_backend_model *model)
+{
+    struct infer_backend *backend = model->backend;
+    const struct infer_host *host = backend->host;
+    atomic_fetch_sub_explicit(&backend->taken_bytes, model->taken_bytes, memory_order_relaxed);
+    if (backend->options.memory != 0)
+        free(model->pages);
+    else if (model->pages != NULL)
+        host->memory_give(host->ctx, model->pages, model->pages_bytes);
+}
+
+/* ---- models ---------------------------------------------------------------------------------- */
 
 static int null_estimate(struct infer_backend *backend, const struct infer_plan *plan,
                          const struct infer_state_config *state, struct infer_estimate *ret)
@@ -175,6 +258,8 @@ static int null_estimate(struct infer_backend *backend, const struct infer_plan 
     estimate.page_bytes = (estimate.page_bytes + 63) & ~(uint64_t)63;
     estimate.scratch_bytes =
         sizeof(struct infer_backend_model) + (uint64_t)plan->n_tensors * sizeof(uint64_t);
+    for (uint32_t i = 0; i < plan->n_tensors && backend->options.memory != 0; i++)
+        estimate.weights_bytes += plan->tensors[i].n_rows * plan->tensors[i].row_bytes;
     *ret = estimate;
     return 0;
 }
@@ -184,8 +269,9 @@ static void null_model_close(struct infer_backend_model *model)
     if (model == NULL)
         return;
     const struct infer_host *host = model->backend->host;
-    if (model->pages != NULL)
-        host->memory_give(host->ctx, model->pages, model->pages_bytes);
+    if (model->backend->options.lose_hangs && is_lost(model->backend))
+        delay(DELAY_US_MAX);
+    give_pages(model);
     host->memory_give(host->ctx, model, model->model_bytes);
 }
 
@@ -211,8 +297,8 @@ static int null_model_open(struct infer_backend *backend, const struct infer_pla
     model->page_bytes = estimate.page_bytes;
     /* 32 bits times at most 36: no overflow. */
     model->pages_bytes = estimate.page_bytes * state->n_pages;
-    model->pages = host->memory_take(host->ctx, model->pages_bytes);
-    if (model->pages == NULL) {
+    if (take_pages(model, estimate.weights_bytes + model->pages_bytes + estimate.scratch_bytes) <
+        0) {
         null_model_close(model);
         return fail(backend, -ENOMEM, "no memory for %u pages", state->n_pages);
     }
@@ -356,27 +442,6 @@ static bool store_rows(struct infer_backend_model *model, const struct infer_bat
     return true;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static void delay(uint64_t us)
-{
-    uint64_t end = now_ns() + us * 1000;
-    if (us <= SPIN_US) {
-        while (now_ns() < end)
-            ;
-        return;
-    }
-    struct timespec until = {.tv_sec = (time_t)(end / 1000000000u),
-                             .tv_nsec = (long)(end % 1000000000u)};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL) == EINTR)
-        ;
-}
-
 /* The sequence a row belongs to, searched from the one of the output before. */
 static const struct infer_batch_seq *seq_of(const struct infer_batch *batch, uint32_t row,
                                             uint32_t *hint)
@@ -400,7 +465,7 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
 
     if (us > 0)
         delay(us);
-    if (options->lose_step > 0 && step >= options->lose_step)
+    if (is_lost(backend))
         return fail(backend, -ENODEV, "the device is lost: lose_step=%llu asks for this",
                     (unsigned long long)options->lose_step);
     if (step == options->fail_step)

@@ -261,6 +261,45 @@ static void a_model_can_be_refused(void **state)
     assert_int_equal(memory.held, 0);
 }
 
+/* What a model would take on a device is taken from the memory that it claims, and from no other.
+ */
+static void a_device_has_its_own_memory(void **state)
+{
+    (void)state;
+    struct host_memory memory = {0};
+    struct infer_host host = host_make(&memory);
+    const struct infer_backend_api *api = host_load("null");
+    struct infer_backend *backend, *none = NULL;
+    struct infer_backend_model *model, *other = NULL;
+    struct infer_device device;
+    struct infer_estimate e;
+    assert_int_equal(api->open(&host, "memory=100000,page_bytes=4096,device=0", &backend), 0);
+    assert_int_equal(api->estimate(backend, &plan, &config, &e), 0);
+    assert_int_equal(e.weights_bytes, 32 * VOCAB);
+    uint64_t takes = e.weights_bytes + N_PAGES * e.page_bytes + e.scratch_bytes;
+    assert_int_equal(api->model_open(backend, &plan, &config, &model), 0);
+    api->describe(backend, &device);
+    assert_int_equal(device.memory, 100000);
+    assert_int_equal(device.memory_free, 100000 - takes);
+    assert_true(memory.held < 4096);
+    assert_int_equal(api->model_open(backend, &plan, &config, &other), -ENOMEM);
+    assert_null(other);
+    api->model_close(model);
+    api->describe(backend, &device);
+    assert_int_equal(device.memory_free, 100000);
+    api->close(backend);
+    assert_int_equal(api->open(&host, "device=1", &none), -ENODEV);
+    assert_int_equal(api->open(&host, "memory=1000,devices=2,device=2", &none), -ENODEV);
+    assert_null(none);
+    assert_int_equal(api->open(&host, "memory=1000,devices=2,device=1", &backend), 0);
+    api->close(backend);
+    assert_int_equal(api->open(&host, "", &backend), 0);
+    api->describe(backend, &device);
+    assert_true(device.memory == 0 && device.memory_free == 0);
+    api->close(backend);
+    assert_int_equal(memory.held, 0);
+}
+
 static void the_loading_contract_is_checked(void **state)
 {
     (void)state;
@@ -398,6 +437,7 @@ int main(void)
         cmocka_unit_test(delays_are_kept),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(a_model_can_be_refused),
+        cmocka_unit_test(a_device_has_its_own_memory),
         cmocka_unit_test(the_loading_contract_is_checked),
         cmocka_unit_test(pages_remember_their_tokens),
         cmocka_unit_test(shifts_move_positions),

@@ -282,7 +282,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
 /* ---- the whole ------------------------------------------------------------------------------- */
 
 struct load {
-    const struct backend *backend;
+    const struct backend *backend; /* that it was sized for last */
     struct loader_options options;
     char *path;
     struct gguf *gguf;
@@ -308,14 +308,9 @@ static int fail(const struct load *load, int rc, struct report *report)
 static int make_parts(struct load *load, const char *name, struct report *report)
 {
     struct engine_model *m = &load->model;
-    const struct backend *b = load->backend;
-    struct infer_device device;
-    *m = (struct engine_model){.api = b->api, .backend = b->instance};
-    b->api->describe(b->instance, &device);
     if (getrandom(m->page_key, sizeof m->page_key, 0) != sizeof m->page_key)
         return report_fail(report, INFER_E_INTERNAL, "the system gives no random numbers");
     snprintf(m->name, sizeof m->name, "%s", name);
-    snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", b->api->name, device.name);
     int rc = plan_new(load->gguf, &m->plan, report);
     if (rc == 0)
         rc = tokenizer_new(load->gguf, &m->tokenizer, report);
@@ -356,7 +351,7 @@ static ssize_t read_head(void *ctx, int fd, void *to, size_t bytes, uint64_t off
     return rc < 0 ? -EIO : (ssize_t)copying.done;
 }
 
-int loader_open(const char *name, const struct loader_source *source, const struct backend *backend,
+int loader_open(const char *name, const struct loader_source *source,
                 const struct loader_options *options, struct load **ret, struct report *report)
 {
     struct load *load = calloc(1, sizeof *load);
@@ -366,7 +361,7 @@ int loader_open(const char *name, const struct loader_source *source, const stru
         free(path);
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load a model");
     }
-    *load = (struct load){.backend = backend, .options = *options, .path = path};
+    *load = (struct load){.options = *options, .path = path};
     struct gguf_reader reader = {read_head, load};
     int rc = source->n_files > 0 ? gguf_open_files(path, source->files, source->n_files, &reader,
                                                    &load->gguf, report)
@@ -425,15 +420,27 @@ static uint64_t ledger_bytes(uint32_t n_pages)
     return kv_pool_bytes(&pages);
 }
 
-int loader_size(struct load *load, uint64_t memory_available, struct loader_need *ret,
-                struct report *report)
+static void place_on(struct load *load, const struct backend *b)
+{
+    struct engine_model *m = &load->model;
+    struct infer_device device = {0};
+    load->backend = b;
+    m->api = b->api;
+    m->backend = b->instance;
+    b->api->describe(b->instance, &device);
+    snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", b->api->name, device.name);
+}
+
+int loader_size(struct load *load, const struct backend *backend, uint64_t memory_available,
+                struct loader_need *ret, struct report *report)
 {
     struct engine_model *m = &load->model;
     struct loader_need need = {.vocabulary = vocabulary_bytes(m),
                                .file_bytes = m->plan->file_bytes,
                                .page_tokens = PAGE_TOKENS};
     load->options.memory_available = memory_available;
-    int rc = size_state(m->plan, load->backend, &load->options, &m->state, &m->memory, report);
+    place_on(load, backend);
+    int rc = size_state(m->plan, backend, &load->options, &m->state, &m->memory, report);
     if (rc < 0 && rc != -INFER_E_MODEL_TOO_LARGE)
         return fail(load, rc, report);
     need.weights = m->memory.weights_bytes;
@@ -491,21 +498,4 @@ void loader_close(struct engine_model *model, uint32_t owner)
     engine_model_done(model);
     memory_set_owner(MEMORY_NO_OWNER);
     malloc_trim(0);
-}
-
-int loader_load(const char *name, const char *path, const struct backend *backend,
-                const struct loader_options *options, struct engine_model *ret,
-                struct report *report)
-{
-    struct loader_source source = {.path = path};
-    struct loader_need need;
-    struct load *load;
-    int rc = loader_open(name, &source, backend, options, &load, report);
-    if (rc < 0)
-        return rc;
-    rc = loader_size(load, options->memory_available, &need, report);
-    if (rc == 0)
-        rc = loader_fill(load, ret, report);
-    loader_free(load);
-    return rc;
 }

@@ -1,8 +1,9 @@
 /* loader.h: from a file to a model that is ready to run.
  *
  *   loader_open   reads and checks the head, makes the plan, tokenizer and template
- *   loader_size   decides how much sequence state to set aside, and refuses before anything large
- *                 is taken when it does not fit in memory; may be asked again when there is more
+ *   loader_size   decides how much sequence state to set aside on a backend, and refuses before
+ *                 anything large is taken when it does not fit in memory; may be asked again, of
+ *                 another backend or when there is more
  *   loader_fill   opens the model on the backend and streams the weights in
  *
  * Threads: one at a time, while another one steps models that are ready. */
@@ -27,7 +28,7 @@ struct loader_options {
     uint32_t parallel;            /* sequences that should run at once */
     uint64_t state_memory;        /* bytes for sequence state; 0: derived */
     uint32_t k_type, v_type;      /* enum infer_type */
-    uint64_t memory_available;    /* of --inspect and loader_load() */
+    uint64_t memory_available;    /* of --inspect */
     uint32_t owner;               /* memory_set_owner() */
     struct stream_options stream; /* how the file is read; zeros: the defaults */
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes); /* may be NULL */
@@ -54,13 +55,15 @@ static inline uint64_t loader_need_bytes(const struct loader_need *n)
 struct load;
 
 /* MODEL_*, OUT_OF_MEMORY. *options is copied; the source stays alive until loader_free(). */
-int loader_open(const char *name, const struct loader_source *source, const struct backend *backend,
+int loader_open(const char *name, const struct loader_source *source,
                 const struct loader_options *options, struct load **ret, struct report *report);
-/* MODEL_TOO_LARGE: *ret says what it would take with the least state. */
-int loader_size(struct load *load, uint64_t memory_available, struct loader_need *ret,
-                struct report *report);
-/* After loader_size() said 0. Fills *ret, which may not move afterwards; the caller ends it with
- * loader_close(). On failure it is zeroed; CANCELLED when cancelled() said so. */
+/* On this backend, from now on. MODEL_TOO_LARGE: *ret says what it would take with the least state.
+ */
+int loader_size(struct load *load, const struct backend *backend, uint64_t memory_available,
+                struct loader_need *ret, struct report *report);
+/* After loader_size() said 0, on the same backend. Fills *ret, which may not move afterwards; the
+ * caller ends it with loader_close(). On failure it is zeroed; CANCELLED when cancelled() said so.
+ */
 int loader_fill(struct load *load, struct engine_model *ret, struct report *report);
 void loader_free(struct load *load);
 /* Of NULL none. */
@@ -71,11 +74,6 @@ uint64_t loader_identity(const struct load *load);
 
 /* Ends a model; its memory goes back to the system. */
 void loader_close(struct engine_model *model, uint32_t owner);
-
-/* All of it. */
-int loader_load(const char *name, const char *path, const struct backend *backend,
-                const struct loader_options *options, struct engine_model *ret,
-                struct report *report);
 
 /* What loading would take, for --inspect; reads the head of the file alone. */
 int loader_estimate(const struct plan *plan, const struct backend *backend,

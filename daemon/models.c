@@ -455,10 +455,10 @@ static int preload(struct models *m, uint32_t index, struct report *report)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load %s", e->name);
     e->load_options.progress = preload_progress;
     m->current = index;
-    rc = loader_open(e->name, &source, m->config.backend, &e->load_options, &e->load, report);
+    rc = loader_open(e->name, &source, &e->load_options, &e->load, report);
     if (rc == 0) {
         e->available = models_available(m, e->load);
-        rc = loader_size(e->load, e->available, &e->need, report);
+        rc = loader_size(e->load, m->config.backend, e->available, &e->need, report);
     }
     if (rc == 0)
         rc = loader_fill(e->load, &m->engines[index], report);

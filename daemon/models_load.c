@@ -87,14 +87,13 @@ int models_begin_load(struct models *m, uint32_t index)
 static int size(struct models *m, struct entry *e)
 {
     e->available = models_available(m, e->load);
-    return loader_size(e->load, e->available, &e->need, &e->work_report);
+    return loader_size(e->load, m->config.backend, e->available, &e->need, &e->work_report);
 }
 
 static int open_and_size(struct models *m, struct entry *e)
 {
     struct loader_source source = {.path = e->opening, .files = e->files, .n_files = e->n_files};
-    int rc = loader_open(e->name, &source, m->config.backend, &e->load_options, &e->load,
-                         &e->work_report);
+    int rc = loader_open(e->name, &source, &e->load_options, &e->load, &e->work_report);
     return rc < 0 ? rc : size(m, e);
 }
 

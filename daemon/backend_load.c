@@ -128,10 +128,17 @@ static int open_backend(struct backend *b, const char *options, const struct inf
     if (r < 0)
         return r;
     r = b->api->open(host, options != NULL ? options : "", &b->instance);
-    if (r == -EINVAL)
-        return report_fail(report, INFER_E_BACKEND_LOAD,
-                           "backend %s does not take the options '%.100s'", b->api->name,
-                           options != NULL ? options : "");
+    if (r == -EINVAL) {
+        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s does not take the options '%.100s'",
+                    b->api->name, options != NULL ? options : "");
+        return r;
+    }
+    if (r == -ENODEV) {
+        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s finds no device%s%.100s",
+                    b->api->name, options != NULL && options[0] != '\0' ? " for the options " : "",
+                    options != NULL ? options : "");
+        return r;
+    }
     if (r < 0)
         return report_fail(report, INFER_E_BACKEND_LOAD, "backend %s cannot start: %s",
                            b->api->name, strerror(-r));
@@ -154,8 +161,10 @@ int backend_load_from(const char *folder, const char *name, const char *options,
     if (r < 0)
         return r;
     b.handle = dlopen(b.path, RTLD_NOW | RTLD_LOCAL);
-    if (b.handle == NULL)
-        return report_fail(report, INFER_E_BACKEND_LOAD, "backend: %s", dlerror()); /* names it */
+    if (b.handle == NULL) {
+        report_fail(report, INFER_E_BACKEND_LOAD, "backend: %s", dlerror()); /* names it */
+        return -ELIBACC;
+    }
     r = open_backend(&b, options, host, report);
     if (r < 0) {
         dlclose(b.handle);
@@ -193,11 +202,10 @@ int backend_load(const char *name, const char *options, const struct infer_host 
         if (folders[i][0] != '\0')
             r = backend_load_from(folders[i], name, options, host, ret, report);
     if (r == -ENOENT)
-        r = report_fail(
-            report, INFER_E_BACKEND_LOAD,
-            "backend '%s': there is no inferd-backend-%s.so in %.150s, in ../lib/inferd "
-            "from there, or in %s",
-            name, name, own, INFERD_LIBDIR);
+        report_fail(report, INFER_E_BACKEND_LOAD,
+                    "backend '%s': there is no inferd-backend-%s.so in %.150s, in ../lib/inferd "
+                    "from there, or in %s",
+                    name, name, own, INFERD_LIBDIR);
     return r;
 }
 

@@ -21,7 +21,10 @@ struct backend {
 /* Loads inferd-backend-NAME.so from the folder of the daemon's own program, else from the one that
  * was compiled in; nothing in the environment changes that. name: [a-z0-9_-]. options: see
  * infer_backend_api.open. host stays alive until backend_unload().
- * -INFER_E_BACKEND_LOAD with a sentence; *ret untouched. */
+ * Negative with a sentence, whose code is BACKEND_LOAD; *ret untouched: -ENOENT, there is no such
+ * file; -ELIBACC, the linker does not load it (a library that it needs is missing, say its
+ * device's driver); -ENODEV, it has no device, or not this one; -EINVAL, it does not know one of
+ * the options; else -INFER_E_BACKEND_LOAD. */
 int backend_load(const char *name, const char *options, const struct infer_host *host,
                  struct backend *ret, struct report *report);
 
@@ -30,8 +33,7 @@ void backend_unload(struct backend *backend);
 
 /* ---- parts, for the tests -------------------------------------------------------------------- */
 
-/* The same from a folder of the caller's choice. -ENOENT, without a report, when no file is there.
- */
+/* The same from a folder of the caller's choice. -ENOENT comes without a sentence. */
 int backend_load_from(const char *folder, const char *name, const char *options,
                       const struct infer_host *host, struct backend *ret, struct report *report);
 

@@ -87,19 +87,20 @@ struct config {
     char socket[CONFIG_SOCKET_MAX];         /* SERVE: set */
     char metrics_socket[CONFIG_SOCKET_MAX]; /* "": none */
     const char *state_directory;            /* NULL: none */
-    const char *backend;                    /* "cpu" */
+    const char *backend;                    /* "auto" */
     const char *backend_options;            /* "" */
     const char *model_device;               /* "auto" */
     uint32_t threads;                       /* 0: as the machine has cores */
     uint32_t n_context;                     /* 0: the model's own */
     uint32_t parallel;
-    uint64_t state_memory_bytes; /* 0: derived */
-    uint64_t memory_limit_bytes; /* of all models; 0: what the machine has */
-    uint32_t read_timeout_s;     /* of a model file that gives no byte */
-    uint32_t k_type, v_type;     /* INFER_TYPE_F16, _Q8_0 or _Q4_0 */
-    uint32_t keep_alive_s;       /* of models that have none of their own; 0: they stay */
-    uint64_t swap_memory_bytes;  /* 0: a quarter of the state memory */
-    uint64_t swap_file_bytes;    /* in state_directory; 0: no file */
+    uint64_t state_memory_bytes;        /* 0: derived */
+    uint64_t memory_limit_bytes;        /* of all models; 0: what the machine has */
+    uint64_t device_memory_limit_bytes; /* of all models on one device with its own; 0: likewise */
+    uint32_t read_timeout_s;            /* of a model file that gives no byte */
+    uint32_t k_type, v_type;            /* INFER_TYPE_F16, _Q8_0 or _Q4_0 */
+    uint32_t keep_alive_s;              /* of models that have none of their own; 0: they stay */
+    uint64_t swap_memory_bytes;         /* 0: a quarter of the state memory */
+    uint64_t swap_file_bytes;           /* in state_directory; 0: no file */
     uint32_t slow_reader_preempt_s, slow_reader_timeout_s;
     uint32_t conversation_idle_s;
     uint32_t skips_max;

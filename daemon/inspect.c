@@ -1,6 +1,7 @@
 /* inspect.c: see inspect.h. */
 #include "inspect.h"
 
+#include "devices.h"
 #include "loader.h"
 #include "memory.h"
 #include "model/inspect.h"
@@ -21,14 +22,15 @@ static bool estimate(const struct config *config, const struct gguf *g,
     struct infer_host host;
     struct backend backend;
     struct plan *plan;
+    char name[BACKEND_NAME_MAX];
     bool ok = false;
 
-    if (plan_new(g, &plan, NULL) < 0)
+    if (!devices_first(config->backend, name) || plan_new(g, &plan, NULL) < 0)
         return false;
     memory_init(&memory, 0);
     if (topology_discover(&topology, NULL) == 0) {
         memory_host_init(&memory, topology.cpus, topology.default_threads, &host);
-        if (backend_load(config->backend, config->backend_options, &host, &backend, NULL) == 0) {
+        if (backend_load(name, config->backend_options, &host, &backend, NULL) == 0) {
             struct loader_options options = {.n_context = config->n_context,
                                              .parallel = config->parallel,
                                              .state_memory = config->state_memory_bytes,

@@ -446,6 +446,7 @@ int loader_size(struct load *load, const struct backend *backend, uint64_t memor
     need.weights = m->memory.weights_bytes;
     need.scratch = m->memory.scratch_bytes;
     need.n_pages = m->state.n_pages;
+    need.on_backend = need.weights + need.scratch + m->memory.page_bytes * m->state.n_pages;
     need.state = m->memory.page_bytes * m->state.n_pages + ledger_bytes(m->state.n_pages);
     need.least =
         need.weights + need.scratch + m->memory.page_bytes * least_pages(m->plan, &load->options);

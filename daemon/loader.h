@@ -41,8 +41,9 @@ struct loader_options {
  * tokenizer, template and plan. */
 struct loader_need {
     uint64_t weights, state, scratch, vocabulary;
-    uint64_t missing; /* of the state that was asked for in bytes: it got less */
-    uint64_t least;   /* what must be there for it to be loaded at all, with the least state */
+    uint64_t on_backend; /* weights, pages and scratch: what the backend takes */
+    uint64_t missing;    /* of the state that was asked for in bytes: it got less */
+    uint64_t least;      /* what must be there for it to be loaded at all, with the least state */
     uint64_t file_bytes;
     uint32_t n_context, n_pages, page_tokens;
 };

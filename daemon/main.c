@@ -1,4 +1,4 @@
-/* main.c: the daemon's life: command line, machine, backend, models, threads, and the way back.
+/* main.c: the daemon's life: command line, machine, devices, models, threads, and the way back.
  *
  * The main thread becomes the event thread. Signals are blocked before any thread starts, so that
  * they arrive in the event loop alone. Everything is taken in the order of serve() and given back
@@ -6,10 +6,10 @@
  *
  * SIGHUP, or a manager's word, has the configuration read again: first all of it is parsed and
  * checked, then what can change while streams run does; a wrong file changes nothing. */
-#include "backend_load.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "config.h"
+#include "devices.h"
 #include "dispatch.h"
 #include "inspect.h"
 #include "journal.h"
@@ -21,7 +21,6 @@
 #include "notify.h"
 #include "policy.h"
 #include "sandbox.h"
-#include "selftest.h"
 #include "server.h"
 #include "topology.h"
 
@@ -45,11 +44,11 @@ struct daemon {
     struct topology topology;
     struct topology_places places;
     struct memory memory;
-    struct infer_host host;
+    struct infer_host host, gpu_host;
     struct loop *loop;
     struct notify *notify;
     struct server *server;
-    struct backend backend;
+    struct devices devices;
     struct models *models;
     struct manage *manage;
     struct dispatch *dispatch;
@@ -186,7 +185,16 @@ static int start_loop(struct daemon *d, struct report *report)
     return 0;
 }
 
-static int load_backend(struct daemon *d, struct report *report)
+/* After the workers, which have their cores; what else starts follows this thread. */
+static void keep_off_workers(void *ctx)
+{
+    const struct daemon *d = ctx;
+    int rc = topology_keep_off(&d->places);
+    if (rc < 0)
+        log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-rc));
+}
+
+static int open_devices(struct daemon *d, struct report *report)
 {
     uint32_t threads = d->config->threads != 0 ? d->config->threads : d->topology.default_threads;
     if (threads > d->topology.n_cpus) {
@@ -202,13 +210,15 @@ static int load_backend(struct daemon *d, struct report *report)
         memory_set_nodes(&d->memory, d->places.nodes, d->places.n_nodes);
         memory_host_nodes(&d->memory, d->places.worker_nodes, &d->host);
     }
-    int rc =
-        backend_load(d->config->backend, d->config->backend_options, &d->host, &d->backend, report);
-    /* After the workers, which have their cores; what else starts follows this thread. */
-    int kept = rc == 0 ? topology_keep_off(&d->places) : 0;
-    if (kept < 0)
-        log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-kept));
-    return rc;
+    /* A GPU's backend computes with the thread that calls it alone. */
+    memory_host_init(&d->memory, d->topology.cpus, 1, &d->gpu_host);
+    struct devices_config config = {.backends = d->config->backend,
+                                    .options = d->config->backend_options,
+                                    .host = &d->host,
+                                    .gpu_host = &d->gpu_host,
+                                    .between = keep_off_workers,
+                                    .ctx = d};
+    return devices_open(&config, &d->devices, report);
 }
 
 static char *draw_topology(void *daemon)
@@ -236,7 +246,7 @@ static int new_models(struct daemon *d, struct report *report)
 {
     struct models_config config = {.loop = d->loop,
                                    .memory = &d->memory,
-                                   .backend = &d->backend,
+                                   .devices = &d->devices,
                                    .stream = stream_options(d),
                                    .loads = &d->loads,
                                    .on_change = notify_is_on(d->notify) ? show_serving : NULL,
@@ -368,6 +378,21 @@ static int start_listening(struct daemon *d, struct report *report)
     return rc;
 }
 
+static void tell_devices(const struct daemon *d)
+{
+    const struct device *first = &d->devices.device[0];
+    log_info("inferd " INFERD_VERSION ", %s, backend %s: %s, event loop %s", d->topology.text,
+             first->backend.api->name, first->about, loop_name(d->loop));
+    for (uint32_t i = 0; i < d->devices.n; i++) {
+        const struct device *device = &d->devices.device[i];
+        if (device->memory != 0)
+            log_info("device %s: %s, %.1f GiB of memory, %.1f free", device->name, device->about,
+                     GIB(device->memory), GIB(device_available(device, 0)));
+        else if (i > 0)
+            log_info("device %s: %s", device->name, device->about);
+    }
+}
+
 static int start(struct daemon *d, struct report *report)
 {
     int rc = parse_policies(d->config, d->policies, report);
@@ -381,20 +406,15 @@ static int start(struct daemon *d, struct report *report)
     if (rc == 0)
         rc = start_listening(d, report);
     if (rc == 0)
-        rc = load_backend(d, report);
-    if (rc == 0)
-        rc = selftest_run(d->backend.api, d->backend.instance, report);
+        rc = open_devices(d, report);
     if (rc == 0)
         rc = new_models(d, report);
     if (rc < 0)
         return rc; /* one line that says why, and no other */
-    struct infer_device device;
-    d->backend.api->describe(d->backend.instance, &device);
-    log_info("inferd " INFERD_VERSION ", %s, backend %s: %s, event loop %s", d->topology.text,
-             d->backend.api->name, device.name, loop_name(d->loop));
+    tell_devices(d);
     rc = start_serving(d, report);
     char note[SANDBOX_NOTE_MAX];
-    if (rc == 0 && sandbox_enter(d->backend.api->name, note) < 0)
+    if (rc == 0 && sandbox_enter(devices_have_gpu(&d->devices), note) < 0)
         log_warning("%s", note);
     return rc;
 }
@@ -505,8 +525,7 @@ static void stop(struct daemon *d)
         dispatch_free(d->dispatch);
     status_page_free(d->page);
     models_free(d->models);
-    if (d->backend.api != NULL)
-        backend_unload(&d->backend);
+    devices_close(&d->devices);
     notify_free(d->notify);
     if (d->loop != NULL)
         loop_free(d->loop);

@@ -58,8 +58,11 @@ void models_tell(struct models *m, uint32_t index)
     snprintf(about->name, sizeof about->name, "%s", e->name);
     about->pinned = e->options.pin;
     about->keep_alive_s = e->options.keep_alive_s;
-    if (e->state == STATE_READY)
+    if (e->state == STATE_READY) {
         about->vocabulary_bytes = e->need.vocabulary;
+        snprintf(about->device, sizeof about->device, "%s",
+                 m->config.devices->device[e->device].name);
+    }
     if (e->state == STATE_LOADING) {
         about->done_bytes = atomic_load(&e->done_bytes);
         about->total_bytes = atomic_load(&e->total_bytes);
@@ -194,7 +197,7 @@ void models_free(struct models *m)
         free(e->path);
         models_drop_files(e);
         if (i < INFER_MODELS_MAX && m->engines[i].weights != NULL)
-            loader_close(&m->engines[i], i);
+            models_empty(m, i);
     }
     pthread_cond_destroy(&m->filled);
     pthread_mutex_destroy(&m->lock);
@@ -331,6 +334,11 @@ static struct entry *configure(struct models *m, const char *name, size_t n, con
     return e;
 }
 
+static void set_device(struct models_options *o, const char *device)
+{
+    snprintf(o->device, sizeof o->device, "%s", device);
+}
+
 static void configure_model(struct models *m, const struct config_model *from)
 {
     struct entry *e = configure(m, from->name, strlen(from->name), from->path);
@@ -343,6 +351,7 @@ static void configure_model(struct models *m, const struct config_model *from)
                                          .v_type = from->v_type,
                                          .keep_alive_s = from->keep_alive_s,
                                          .pin = from->pin};
+    set_device(&e->options, from->device);
     e->given = from->given;
     e->preload = from->preload;
 }
@@ -414,7 +423,9 @@ void models_configure(struct models *m, const struct config *c)
                                           .k_type = c->k_type,
                                           .v_type = c->v_type,
                                           .keep_alive_s = c->keep_alive_s};
+    set_device(&m->defaults, c->model_device);
     atomic_store(&m->limit_bytes, c->memory_limit_bytes);
+    atomic_store(&m->device_limit_bytes, c->device_memory_limit_bytes);
     for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
         m->entries[i].seen = false;
     for (uint32_t i = 0; i < c->n_models; i++)
@@ -445,32 +456,47 @@ static void preload_progress(void *ctx, uint64_t done, uint64_t total)
     models_changed(e->models);
 }
 
+/* *ret_again: its device has refused it, there are others. */
+static int preload_once(struct models *m, uint32_t index, bool *ret_again, struct report *report)
+{
+    struct entry *e = &m->entries[index];
+    int rc = models_open_and_size(m, e, report);
+    if (rc < 0)
+        return rc;
+    struct models_place place = models_choose(m, index);
+    if (place.how != PLACE_FILL) {
+        *report = m->fits[place.device].report;
+        return -report->code;
+    }
+    rc = models_fill(m, e, report);
+    *ret_again = rc == -INFER_E_MODEL_TOO_LARGE && models_pass_over(m, e, report);
+    return rc;
+}
+
 static int preload(struct models *m, uint32_t index, struct report *report)
 {
     struct entry *e = &m->entries[index];
-    struct loader_source source = {.path = e->path};
     uint64_t from = clock_us();
+    bool again;
     int rc = models_begin_load(m, index);
     if (rc < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load %s", e->name);
     e->load_options.progress = preload_progress;
     m->current = index;
-    rc = loader_open(e->name, &source, &e->load_options, &e->load, report);
-    if (rc == 0) {
-        e->available = models_available(m, e->load);
-        rc = loader_size(e->load, m->config.backend, e->available, &e->need, report);
-    }
-    if (rc == 0)
-        rc = loader_fill(e->load, &m->engines[index], report);
-    m->current = MODELS_NONE;
+    do {
+        again = false;
+        rc = preload_once(m, index, &again, report);
+        if (again) {
+            loader_free(e->load);
+            e->load = NULL;
+            *report = (struct report){0};
+        }
+    } while (again);
     if (rc == 0)
         models_loaded(m, index, clock_us() - from);
     else
         models_count_load(m, false);
-    loader_free(e->load);
-    free(e->opening);
-    e->load = NULL;
-    e->opening = NULL;
+    models_end_load(m, index);
     return rc;
 }
 
@@ -521,6 +547,8 @@ static void complete_options(const struct models *m, const struct models_options
 {
     const struct models_options *d = &m->defaults;
     *ret = *asked;
+    if (asked->device[0] == '\0')
+        set_device(ret, d->device);
     if (asked->n_context == 0)
         ret->n_context = d->n_context;
     if (asked->parallel == 0)

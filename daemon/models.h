@@ -13,8 +13,13 @@
  * A model keeps its number, 0 .. INFER_MODELS_MAX - 1, as long as it is known. One is loaded at a
  * time, by a thread of its own, while others serve. Before anything large is taken, what it needs
  * must be there: within the limit that the administrator set, and within what control group and
- * machine have left. If it is not, models that have no request and are not pinned leave, the one
- * that was used longest ago first, if their memory is enough; else loading fails.
+ * machine, or the device, have left. If it is not, models of the same memory that have no request
+ * and are not pinned leave, the one that was used longest ago first, if what they hold is enough;
+ * else loading fails.
+ *
+ * Which device: each time that it is loaded, of those that its configuration allows the first with
+ * a memory of its own that holds it, at once or after idle ones have left; else one that uses the
+ * host's. A device that then refuses it after all is passed over.
  *
  * The ledger: a model's weights and scratch as its backend took them, its pages and their ledger,
  * its vocabulary. What was taken goes back to the system when the model leaves.
@@ -23,8 +28,8 @@
 #ifndef INFERD_MODELS_H
 #define INFERD_MODELS_H
 
-#include "backend_load.h"
 #include "config.h"
+#include "devices.h"
 #include "dispatch.h"
 #include "io/loop.h"
 #include "loader.h"
@@ -36,7 +41,7 @@ struct models;
 struct models_config {
     struct loop *loop;
     struct memory *memory;
-    const struct backend *backend;
+    struct devices *devices;
     struct stream_options stream; /* how files are read */
     struct metrics_loads *loads;  /* what is counted of it; may be NULL */
     /* May be NULL: what models_loading() or models_ready() says has changed; while a model loads,
@@ -45,8 +50,10 @@ struct models_config {
     void *ctx;
 };
 
-/* What a manager says of a model; 0, and for keep_alive_s UINT32_MAX, is the configuration's. */
+/* What a manager says of a model; 0, "", and for keep_alive_s UINT32_MAX, is the configuration's.
+ */
 struct models_options {
+    char device[DEVICE_NAME_MAX]; /* that device_is() */
     uint32_t n_context, parallel;
     uint64_t state_bytes;
     uint32_t k_type, v_type;

@@ -1,7 +1,8 @@
 /* models_internal.h: what the files of the models' table share:
  *
  *   models.c       the table, its configuration, who is told what, keep-alive, unloading
- *   models_load.c  the loading thread, a load from its beginning to its end, room for it */
+ *   models_load.c  the loading thread, a load from its beginning to its end
+ *   models_place.c where it goes: the device, and what leaves for it */
 #ifndef INFERD_MODELS_INTERNAL_H
 #define INFERD_MODELS_INTERNAL_H
 
@@ -54,11 +55,14 @@ struct entry {
     uint64_t identity;
     struct loader_need need;
     uint64_t available; /* when it was sized */
+    uint32_t device;    /* that it is on or is to be filled into; else DEVICE_NONE */
     uint64_t began_us, told_us, logged_us;
 
     /* With the loading thread while work is not NONE. */
     enum models_work work;
     char *opening; /* the path, and the options, of the load under way */
+    char wanted[DEVICE_NAME_MAX];
+    uint32_t refused; /* devices, a bit each, that did not take it although there was room */
     struct loader_options load_options;
     struct entry *next_work;
     struct load *load;
@@ -70,19 +74,30 @@ struct entry {
     struct models *models;
 };
 
+/* What a load would take on a device. rc: of loader_size(); -ENODEV: it does not come in question.
+ */
+struct models_fit {
+    int rc;
+    struct report report;
+    struct loader_need need;
+    uint64_t available;
+};
+
 struct models {
     struct models_config config;
     struct dispatch *dispatch; /* NULL before models_start() */
     struct entry entries[MODELS_PLACES];
     struct engine_model engines[INFER_MODELS_MAX];
     struct models_options defaults;
-    _Atomic uint64_t limit_bytes;      /* 0: none */
+    _Atomic uint64_t limit_bytes; /* 0: none */
+    _Atomic uint64_t device_limit_bytes;
     _Atomic uint64_t vocabulary_bytes; /* of the models that are loaded */
     uint64_t bytes_per_s;
     struct models_watch *watches;
     struct loop_watch *timer;
     uint64_t timer_us;
-    uint32_t current;     /* index that loads, or NONE */
+    uint32_t current;                    /* index that loads, or NONE */
+    struct models_fit fits[DEVICES_MAX]; /* of the current one; the loading thread's, as its load */
     uint32_t leaving_for; /* of those that make room for it: the one asked, or NONE */
     uint64_t next_order;
     bool stopping;
@@ -108,10 +123,31 @@ void models_finish_watches(struct models *m, uint32_t index, bool unloads,
 void models_show_progress(struct models *m, uint32_t index);
 void models_arm(struct models *m);
 
+/* models_place.c */
+/* Loading thread: what the entry's load would take on each device that it may go to. Negative:
+ * there is none. */
+int models_size(struct models *m, struct entry *e, struct report *report);
+enum models_place_how { PLACE_FILL, PLACE_EVICT, PLACE_NOWHERE };
+struct models_place {
+    enum models_place_how how;
+    uint32_t device; /* also of NOWHERE: whose fit says why */
+    uint32_t victim; /* EVICT */
+};
+/* Event thread, after models_size(): where the entry goes; its need and device are set. */
+struct models_place models_choose(struct models *m, uint32_t index);
+/* What the models that share the memory of the entry's device hold there, but for itself. */
+void models_held(const struct models *m, uint32_t index, uint64_t *ret_idle, uint64_t *ret_busy);
+/* The device that it was to go to has refused it; true: there are others to be asked. */
+bool models_pass_over(const struct models *m, struct entry *e, const struct report *why);
+
 /* models_load.c */
 /* Sets what the loading thread will read of the entry. -ENOMEM. */
 int models_begin_load(struct models *m, uint32_t index);
-uint64_t models_available(const struct models *m, const struct load *load);
+/* Opens the entry's load and sizes it; then fills it in; then takes it away. */
+int models_open_and_size(struct models *m, struct entry *e, struct report *report);
+int models_fill(struct models *m, struct entry *e, struct report *report);
+void models_empty(struct models *m, uint32_t index);
+void models_end_load(struct models *m, uint32_t index);
 void models_enqueue(struct models *m, uint32_t index);
 /* Begins the next load if none is under way. */
 void models_pump(struct models *m);

@@ -1,8 +1,9 @@
 /* models_load.c: the loading thread, and a load from its beginning to its end.
  *
- *   OPEN   head, plan, vocabulary; then sized against what is available
+ *   OPEN   head, plan, vocabulary; then sized against what each device has left
  *          too large: others leave, one after the other (each CLOSE comes between), SIZE again
- *   FILL   memory is taken, weights are streamed in
+ *   FILL   memory is taken, weights are streamed in; when the device has it not after all, OPEN
+ *          again for the others
  *   CLOSE  of one that has left
  *
  * The event thread decides, the loading thread does one of these at a time and hands the entry
@@ -13,7 +14,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "messages.h"
-#include "topology.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -25,25 +25,8 @@
 #define TELL_US 100000u
 #define LOG_US  5000000u
 
-/* ---- what there is --------------------------------------------------------------------------- */
-
-static uint64_t taken_bytes(const struct models *m)
-{
-    return memory_total_bytes(m->config.memory) + atomic_load(&m->vocabulary_bytes);
-}
-
-/* load: one that is on its way and counted by nobody yet. */
-uint64_t models_available(const struct models *m, const struct load *load)
-{
-    struct topology limits = {0};
-    topology_limits("", &limits);
-    uint64_t have = memory_left(m->config.memory, limits.memory_available);
-    uint64_t limit = atomic_load(&m->limit_bytes);
-    uint64_t taken = taken_bytes(m) + loader_vocabulary_bytes(load);
-    if (limit != 0)
-        limit = limit > taken ? limit - taken : 0;
-    return atomic_load(&m->limit_bytes) != 0 && limit < have ? limit : have;
-}
+/* ---- progress that is told --------------------------------------------------------------------
+ */
 
 static bool is_cancelled(void *ctx)
 {
@@ -68,6 +51,9 @@ int models_begin_load(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     e->opening = strdup(e->n_files > 0 ? e->label : e->path);
+    memcpy(e->wanted, e->options.device, sizeof e->wanted);
+    e->refused = 0;
+    e->device = DEVICE_NONE;
     e->load_options = (struct loader_options){.n_context = e->options.n_context,
                                               .parallel = e->options.parallel,
                                               .state_memory = e->options.state_bytes,
@@ -84,17 +70,36 @@ int models_begin_load(struct models *m, uint32_t index)
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 
-static int size(struct models *m, struct entry *e)
-{
-    e->available = models_available(m, e->load);
-    return loader_size(e->load, m->config.backend, e->available, &e->need, &e->work_report);
-}
-
-static int open_and_size(struct models *m, struct entry *e)
+int models_open_and_size(struct models *m, struct entry *e, struct report *report)
 {
     struct loader_source source = {.path = e->opening, .files = e->files, .n_files = e->n_files};
-    int rc = loader_open(e->name, &source, &e->load_options, &e->load, &e->work_report);
-    return rc < 0 ? rc : size(m, e);
+    int rc = loader_open(e->name, &source, &e->load_options, &e->load, report);
+    return rc < 0 ? rc : models_size(m, e, report);
+}
+
+/* As it was sized: the same need, whatever has been taken or given meanwhile. */
+int models_fill(struct models *m, struct entry *e, struct report *report)
+{
+    uint32_t index = models_index(e);
+    struct device *d = &m->config.devices->device[e->device];
+    int rc = loader_size(e->load, &d->backend, e->available, &e->need, report);
+    if (rc < 0)
+        return rc;
+    if (d->memory != 0)
+        device_take(d, e->need.on_backend);
+    rc = loader_fill(e->load, &m->engines[index], report);
+    if (rc < 0 && d->memory != 0)
+        device_give(d, e->need.on_backend);
+    return rc;
+}
+
+void models_empty(struct models *m, uint32_t index)
+{
+    struct entry *e = &m->entries[index];
+    struct device *d = &m->config.devices->device[e->device];
+    loader_close(&m->engines[index], index);
+    if (d->memory != 0)
+        device_give(d, e->need.on_backend);
 }
 
 static void work(struct models *m, struct entry *e)
@@ -103,16 +108,16 @@ static void work(struct models *m, struct entry *e)
     e->work_report = (struct report){0};
     switch (e->work) {
     case WORK_OPEN:
-        e->work_rc = open_and_size(m, e);
+        e->work_rc = models_open_and_size(m, e, &e->work_report);
         break;
     case WORK_SIZE:
-        e->work_rc = size(m, e);
+        e->work_rc = models_size(m, e, &e->work_report);
         break;
     case WORK_FILL:
-        e->work_rc = loader_fill(e->load, &m->engines[index], &e->work_report);
+        e->work_rc = models_fill(m, e, &e->work_report);
         break;
     case WORK_CLOSE:
-        loader_close(&m->engines[index], index);
+        models_empty(m, index);
         e->work_rc = 0;
         break;
     default:
@@ -180,7 +185,7 @@ void models_thread_stop(struct models *m)
 
 /* ---- a load's end ---------------------------------------------------------------------------- */
 
-static void end_load(struct models *m, uint32_t index)
+void models_end_load(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     loader_free(e->load);
@@ -207,6 +212,7 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
     e->state = STATE_READY;
     e->fresh = false;
     e->report = (struct report){0};
+    const struct device *d = &m->config.devices->device[e->device];
     e->identity = loader_identity(e->load);
     e->file_bytes = e->need.file_bytes;
     atomic_fetch_add(&m->vocabulary_bytes, e->need.vocabulary);
@@ -215,10 +221,11 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
     models_count_load(m, true);
     struct log_fields fields = {.message_id = MESSAGE_MODEL_LOADED, .model = e->name};
     log_event(LOG_LEVEL_INFO, &fields,
-              "%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, loaded in %.0f ms",
+              "%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, scratch %.1f MiB, "
+              "loaded on %s in %.0f ms",
               engine->name, engine->plan->description, MIB(engine->memory.weights_bytes),
               engine->n_context, engine->state.n_pages, (double)engine->memory.page_bytes / 1024.0,
-              (double)took_us / 1000.0);
+              MIB(engine->memory.scratch_bytes), d->name, (double)took_us / 1000.0);
 }
 
 static void load_failed(struct models *m, uint32_t index, const struct report *report)
@@ -226,7 +233,7 @@ static void load_failed(struct models *m, uint32_t index, const struct report *r
     struct entry *e = &m->entries[index];
     bool cancelled = report->code == INFER_E_CANCELLED;
     e->report = *report;
-    end_load(m, index);
+    models_end_load(m, index);
     if (index == MODELS_DRY) {
         models_finish_watches(m, index, false, report);
         models_forget(m, index);
@@ -258,7 +265,7 @@ static void load_ended(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     models_loaded(m, index, clock_us() - e->began_us);
-    end_load(m, index);
+    models_end_load(m, index);
     models_tell(m, index);
     models_finish_watches(m, index, false, &(struct report){0});
     if (e->gone_after) { /* the configuration changed meanwhile */
@@ -272,65 +279,28 @@ static const struct report was_cancelled = {INFER_E_CANCELLED, "loading it was c
 
 /* ---- room ------------------------------------------------------------------------------------ */
 
-static uint64_t bytes_of(const struct models *m, uint32_t index)
-{
-    return memory_owner_bytes(m->config.memory, index) + m->entries[index].need.vocabulary;
-}
-
-static bool is_idle(const struct models *m, uint32_t index)
-{
-    const struct entry *e = &m->entries[index];
-    return e->state == STATE_READY && !e->options.pin && !e->stayed &&
-           dispatch_model_idle_since(m->dispatch, index) != 0;
-}
-
-static uint32_t longest_idle(const struct models *m)
-{
-    uint32_t found = MODELS_NONE;
-    uint64_t since = UINT64_MAX;
-    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
-        if (is_idle(m, i) && dispatch_model_idle_since(m->dispatch, i) < since) {
-            found = i;
-            since = dispatch_model_idle_since(m->dispatch, i);
-        }
-    return found;
-}
-
-static void no_room(struct models *m, uint32_t index, uint64_t missing, uint64_t idle,
-                    uint64_t busy)
+/* It goes nowhere. */
+static void no_room(struct models *m, uint32_t index, const struct models_fit *fit)
 {
     struct entry *e = &m->entries[index];
-    struct report report = e->work_report; /* it is too large whoever leaves */
-    if (missing <= idle + busy)
+    struct report report = fit->report; /* it is too large whoever leaves, or something else */
+    uint64_t idle, busy, missing = e->need.least > e->available ? e->need.least - e->available : 1;
+    models_held(m, index, &idle, &busy);
+    if (fit->rc == -INFER_E_MODEL_TOO_LARGE && missing <= idle + busy)
         report_fail(&report, INFER_E_MODEL_NO_ROOM,
-                    "%s needs %.0f MiB and %.0f MiB are available; models without requests hold "
-                    "%.0f MiB more, others that are in use or pinned %.0f MiB",
-                    e->name, MIB(e->need.least), MIB(e->available), MIB(idle), MIB(busy));
+                    "%s needs %.0f MiB and %.0f MiB are available on %s; models without requests "
+                    "hold %.0f MiB more, others that are in use or pinned %.0f MiB",
+                    e->name, MIB(e->need.least), MIB(e->available),
+                    m->config.devices->device[e->device].name, MIB(idle), MIB(busy));
     load_failed(m, index, &report);
 }
 
 static void evict(struct models *m, uint32_t index, uint32_t victim)
 {
-    log_info("%s: leaves, %s needs its memory", m->entries[victim].name, m->entries[index].name);
+    log_info("%s: leaves %s, %s needs its memory", m->entries[victim].name,
+             m->config.devices->device[m->entries[victim].device].name, m->entries[index].name);
     m->leaving_for = victim;
     models_leave(m, victim, DISPATCH_LEAVE_IDLE);
-}
-
-/* The load under way does not fit: the model that was used longest ago leaves, if that helps. */
-static void make_room(struct models *m, uint32_t index)
-{
-    struct entry *e = &m->entries[index];
-    uint64_t missing = e->need.least > e->available ? e->need.least - e->available : 1;
-    uint64_t idle = 0, busy = 0;
-    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
-        if (i != index)
-            *(is_idle(m, i) ? &idle : &busy) += bytes_of(m, i);
-    uint32_t victim = longest_idle(m);
-    if (missing > idle || victim == MODELS_NONE) {
-        no_room(m, index, missing, idle, busy);
-        return;
-    }
-    evict(m, index, victim);
 }
 
 static void sized(struct models *m, struct entry *e);
@@ -391,19 +361,40 @@ void models_pump(struct models *m)
     models_pump(m);
 }
 
+static void place_load(struct models *m, uint32_t index)
+{
+    struct entry *e = &m->entries[index];
+    struct models_place place = models_choose(m, index);
+    if (index == MODELS_DRY) /* also when it fits: code 0 */
+        load_failed(m, index, &m->fits[place.device].report);
+    else if (place.how == PLACE_FILL)
+        start_work(m, e, WORK_FILL);
+    else if (place.how == PLACE_EVICT)
+        evict(m, index, place.victim); /* what was asked for comes before what is idle */
+    else
+        no_room(m, index, &m->fits[place.device]);
+}
+
 static void sized(struct models *m, struct entry *e)
 {
     uint32_t index = models_index(e);
-    if (atomic_load(&e->cancelled)) {
+    if (atomic_load(&e->cancelled))
         load_failed(m, index, &was_cancelled);
-    } else if (index == MODELS_DRY) {
-        load_failed(m, index, &e->work_report); /* also when it fits: code 0 */
-    } else if (e->work_rc == 0 && (e->need.missing == 0 || longest_idle(m) == MODELS_NONE)) {
-        start_work(m, e, WORK_FILL);
-    } else if (e->work_rc == 0) {
-        evict(m, index, longest_idle(m)); /* what was asked for comes before what is idle */
-    } else if (e->work_rc == -INFER_E_MODEL_TOO_LARGE && e->load != NULL) {
-        make_room(m, index);
+    else if (e->work_rc < 0)
+        load_failed(m, index, &e->work_report);
+    else
+        place_load(m, index);
+}
+
+static void filled(struct models *m, struct entry *e)
+{
+    uint32_t index = models_index(e);
+    if (e->work_rc == 0) {
+        load_ended(m, index);
+    } else if (e->work_rc == -INFER_E_MODEL_TOO_LARGE && models_pass_over(m, e, &e->work_report)) {
+        loader_free(e->load);
+        e->load = NULL;
+        start_work(m, e, WORK_OPEN);
     } else {
         load_failed(m, index, &e->work_report);
     }
@@ -455,12 +446,10 @@ static void on_done(void *ctx)
         e->work = WORK_NONE;
         if (did == WORK_CLOSE)
             closed(m, e);
-        else if (did != WORK_FILL)
-            sized(m, e);
-        else if (e->work_rc == 0)
-            load_ended(m, models_index(e));
+        else if (did == WORK_FILL)
+            filled(m, e);
         else
-            load_failed(m, models_index(e), &e->work_report);
+            sized(m, e);
         models_pump(m);
     }
 }

@@ -201,11 +201,6 @@ static const int sanitizer[] = {
 
 /* ---- the filter ------------------------------------------------------------------------------ */
 
-static bool is_gpu(const char *backend)
-{
-    return strcmp(backend, "cuda") == 0;
-}
-
 static bool is_sanitizers(int call)
 {
     for (size_t i = 0; SANITIZED && i < sizeof sanitizer / sizeof sanitizer[0]; i++)
@@ -304,7 +299,7 @@ static bool is_system_user(uid_t uid)
     return uid < 1000 || (uid >= 61184 && uid <= 65519);
 }
 
-int sandbox_enter(const char *backend, char ret_note[SANDBOX_NOTE_MAX])
+int sandbox_enter(bool gpu, char ret_note[SANDBOX_NOTE_MAX])
 {
     /* A name that nobody has: the C library loads its modules for names now, while it still can. */
     (void)getpwnam("inferd-nobody-has-this-name");
@@ -317,7 +312,7 @@ int sandbox_enter(const char *backend, char ret_note[SANDBOX_NOTE_MAX])
                  strerror(error));
         return -error;
     }
-    int r = load_filter(is_gpu(backend));
+    int r = load_filter(gpu);
     if (r < 0)
         snprintf(ret_note, SANDBOX_NOTE_MAX,
                  "this system or container does not allow a filter of system calls (seccomp: %s); "

@@ -10,13 +10,14 @@
 #ifndef INFERD_SANDBOX_H
 #define INFERD_SANDBOX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #define SANDBOX_NOTE_MAX 256u
 
-/* For the process as a whole. backend: its name, since a GPU's needs more. 0: all is in force;
- * negative errno: *ret_note is a sentence that says what is missing. */
-int sandbox_enter(const char *backend, char ret_note[SANDBOX_NOTE_MAX]);
+/* For the process as a whole. gpu: one is driven, which needs more. 0: all is in force; negative
+ * errno: *ret_note is a sentence that says what is missing. */
+int sandbox_enter(bool gpu, char ret_note[SANDBOX_NOTE_MAX]);
 
 /* Opens a regular file below a directory for reading: no component of path may be "..", absolute,
  * or a symbolic link of any kind, and nothing is opened that would wait or act when opened. The

@@ -18,14 +18,20 @@ INFER_ABI_ASSERT(older_event, EVENT_BYTES % sizeof(uint64_t) == 0);
 /* What a model took before models came and went: its last four bytes were reserved. */
 #define MODEL_BYTES offsetof(struct infer_model, index)
 
+/* And before they had a device. */
+#define MODEL_3_BYTES offsetof(struct infer_model, device)
+
 INFER_ABI_ASSERT(older_model, MODEL_BYTES % sizeof(uint64_t) == 0);
+INFER_ABI_ASSERT(older_model_3, MODEL_3_BYTES % sizeof(uint64_t) == 0);
 
 API void infer_request_default_0(struct infer_request *request);
 API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
                      struct infer_event *ret_event);
 
 API int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
+API int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 
+__asm__(".symver infer_models_3, infer_models@INFERCLIENT_3");
 __asm__(".symver infer_models_0, infer_models@INFERCLIENT_0");
 __asm__(".symver infer_request_default_0, infer_request_default@INFERCLIENT_0");
 __asm__(".symver infer_next_0, infer_next@INFERCLIENT_0");
@@ -51,7 +57,8 @@ int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
     return r;
 }
 
-int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+static int shorter_models(struct infer_conn *conn, size_t bytes, struct infer_model **ret_models,
+                          size_t *ret_n)
 {
     struct infer_model *models;
     size_t n;
@@ -61,10 +68,21 @@ int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, siz
     if (r < 0)
         return r;
     for (size_t i = 0; i < n; i++) {
-        models[i].state = 0;
-        memmove((char *)models + i * MODEL_BYTES, &models[i], MODEL_BYTES);
+        if (bytes == MODEL_BYTES)
+            models[i].state = 0;
+        memmove((char *)models + i * bytes, &models[i], bytes);
     }
     *ret_models = models;
     *ret_n = n;
     return r;
+}
+
+int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+{
+    return shorter_models(conn, MODEL_BYTES, ret_models, ret_n);
+}
+
+int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+{
+    return shorter_models(conn, MODEL_3_BYTES, ret_models, ret_n);
 }

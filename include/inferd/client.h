@@ -227,6 +227,10 @@ struct infer_model {
     uint64_t done_bytes, total_bytes; /* LOADING: of the file */
     int32_t error;                    /* FAILED: why, an INFER_E_ code */
     uint32_t reserved;
+    char device[40];        /* what it runs on, "cpu" or "cuda:0"; of older daemons "" */
+    uint64_t device_memory; /* of that device: bytes of its own, where weights, the pages of the
+                             * state and scratch are; 0: it uses the host's */
+    uint64_t device_free;   /* of these, what is free now */
 };
 
 enum infer_model_state {

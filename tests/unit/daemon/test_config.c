@@ -57,7 +57,7 @@ static void defaults(void **state)
     assert_string_equal(config.models[0].name, "unix-46m");
     assert_string_equal(config.models[0].path, "models/unix-46m.gguf");
     assert_string_equal(config.socket, "/run/user/7/inferd.sock");
-    assert_string_equal(config.backend, "cpu");
+    assert_string_equal(config.backend, "auto");
     assert_string_equal(config.backend_options, "");
     assert_int_equal(config.threads, 0);
     assert_int_equal(config.n_context, 0);
@@ -234,7 +234,7 @@ static void mistakes_are_named(void **state)
     refused("--model a --log-level loud",
             "--log-level: 'loud' is not error, warning, info or debug");
     refused("--model a --backend ../evil",
-            "--backend: '../evil' is not a backend's name, such as cpu or ref");
+            "--backend: '../evil' is not auto or a list of backends, such as cpu or cuda,cpu");
     refused("--tokenize --model a", "--tokenize needs --inspect FILE");
     refused("--no-escape --model a", "--no-escape needs --tokenize");
     refused("--tokenize --model a", "--tokenize needs --inspect FILE");

@@ -48,14 +48,14 @@
 /* ---- in the sandbox -------------------------------------------------------------------------- */
 
 /* The wait status of a child that enters the sandbox and runs fn; its exit status is fn's value. */
-static int in_sandbox_of(const char *backend, int (*fn)(void))
+static int in_sandbox_of(bool gpu, int (*fn)(void))
 {
     fflush(NULL);
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
         char note[SANDBOX_NOTE_MAX];
-        if (sandbox_enter(backend, note) < 0) {
+        if (sandbox_enter(gpu, note) < 0) {
             fprintf(stderr, "%s\n", note);
             _exit(NO_FILTER);
         }
@@ -79,7 +79,7 @@ static void expect_exit(int status, int value)
 
 static void expect_killed(int (*fn)(void))
 {
-    int status = in_sandbox_of("cpu", fn);
+    int status = in_sandbox_of(false, fn);
     if (!WIFSIGNALED(status))
         fail_msg("it lived and exited with %d", WEXITSTATUS(status));
     assert_int_equal(WTERMSIG(status), SIGSYS);
@@ -174,7 +174,7 @@ static void threads_that_run_are_in_it(void **state)
         pthread_t thread;
         pthread_barrier_init(&barrier, NULL, 2);
         pthread_create(&thread, NULL, older_thread, NULL);
-        if (sandbox_enter("cpu", note) < 0)
+        if (sandbox_enter(false, note) < 0)
             _exit(NO_FILTER);
         pthread_barrier_wait(&barrier);
         pthread_join(thread, NULL);
@@ -233,7 +233,7 @@ static int try_others(void)
 static void the_rest_fails(void **state)
 {
     (void)state;
-    expect_exit(in_sandbox_of("cpu", try_others), 0);
+    expect_exit(in_sandbox_of(false, try_others), 0);
 }
 
 static int look_at_privileges(void)
@@ -256,7 +256,7 @@ static int look_at_privileges(void)
 static void no_privileges_are_gained(void **state)
 {
     (void)state;
-    expect_exit(in_sandbox_of("cpu", look_at_privileges), 0);
+    expect_exit(in_sandbox_of(false, look_at_privileges), 0);
 }
 
 /* ---- what a GPU's driver may ----------------------------------------------------------------- */
@@ -278,8 +278,8 @@ static int start_program_on_gpu(void)
 static void a_gpu_needs_more_and_not_all(void **state)
 {
     (void)state;
-    expect_exit(in_sandbox_of("cuda", compile_code), 0);
-    int status = in_sandbox_of("cuda", start_program_on_gpu);
+    expect_exit(in_sandbox_of(true, compile_code), 0);
+    int status = in_sandbox_of(true, start_program_on_gpu);
     assert_true(WIFSIGNALED(status));
     assert_int_equal(WTERMSIG(status), SIGSYS);
 }
@@ -333,7 +333,7 @@ static int stream(void)
 static void models_load_in_it(void **state)
 {
     (void)state;
-    expect_exit(in_sandbox_of("cpu", stream), 0);
+    expect_exit(in_sandbox_of(false, stream), 0);
 }
 
 static int work(void)
@@ -373,7 +373,7 @@ static int work(void)
 static void the_daemons_own_work_goes_on(void **state)
 {
     (void)state;
-    expect_exit(in_sandbox_of("cpu", work), 0);
+    expect_exit(in_sandbox_of(false, work), 0);
 }
 
 static int give_up(void)
@@ -384,7 +384,7 @@ static int give_up(void)
 static void an_assertion_still_ends_it(void **state)
 {
     (void)state;
-    int status = in_sandbox_of("cpu", give_up);
+    int status = in_sandbox_of(false, give_up);
     assert_true(WIFSIGNALED(status));
     assert_int_equal(WTERMSIG(status), SIGABRT);
 }
@@ -480,7 +480,7 @@ static void nothing_leads_out(void **state)
 {
     (void)state;
     assert_int_equal(check_paths(), 0);
-    expect_exit(in_sandbox_of("cpu", check_paths), 0);
+    expect_exit(in_sandbox_of(false, check_paths), 0);
 }
 
 /* Links of /proc/self/fd are no way out: "magic" links jump without a path. */

@@ -1,0 +1,72 @@
+/* devices.h: what models run on: the backends that are open, an instance for each device, and the
+ * ledger of a device's own memory.
+ *
+ * "auto" is the processors (cpu), which must open, and the GPUs if there are any: where cuda's
+ * shared object is missing or finds no device nothing is amiss. A list of names is these backends
+ * alone, and each must open. What opens computes a tiny model before it is used (selftest.h); a GPU
+ * that computes wrongly is closed again.
+ *
+ * A device whose backend uses the host's memory has its backend's name, "cpu"; one with a memory of
+ * its own that and a number, "cuda:0".
+ *
+ * The ledger counts what models take of a device's own memory, as their backend estimated it; what
+ * is free there the backend says. The host's memory has another one (memory.h).
+ *
+ * Threads: opening and closing at start and end; the rest from any thread. */
+#ifndef INFERD_DEVICES_H
+#define INFERD_DEVICES_H
+
+#include "backend_load.h"
+
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#define DEVICES_MAX     16u
+#define DEVICE_NAME_MAX 40u /* with the NUL */
+#define DEVICE_NONE     UINT32_MAX
+
+struct device {
+    struct backend backend;
+    char name[DEVICE_NAME_MAX];
+    char about[64];               /* as its backend describes it */
+    uint64_t memory;              /* its own; 0: it uses the host's */
+    _Atomic uint64_t taken_bytes; /* of it, by models */
+};
+
+struct devices {
+    struct device device[DEVICES_MAX];
+    uint32_t n;
+};
+
+struct devices_config {
+    const char *backends;              /* "auto", or names with commas between them */
+    const char *options;               /* KEY=VALUE,... of the first, NAME.KEY=VALUE of that one */
+    const struct infer_host *host;     /* of those that compute with the processors */
+    const struct infer_host *gpu_host; /* of those that do not; may be host */
+    /* The first kind is open, with its workers; the second comes. May be NULL. */
+    void (*between)(void *ctx);
+    void *ctx;
+};
+
+/* 0, or -INFER_E_BACKEND_LOAD or -INFER_E_INVALID with a sentence; nothing is open then. */
+int devices_open(const struct devices_config *config, struct devices *ret, struct report *report);
+/* All their models are closed. */
+void devices_close(struct devices *d);
+
+/* Does the backend of this name drive a GPU, and not compute with the processors? */
+bool devices_is_gpu(const char *backend);
+bool devices_have_gpu(const struct devices *d);
+/* The backend that "auto" or a list begins with; false: it has no name of a backend's length. */
+bool devices_first(const char *backends, char ret[BACKEND_NAME_MAX]);
+/* "auto" means every device, "cuda" each of that backend's, "cuda:1" the one. */
+bool device_is(const struct device *d, const char *wanted);
+/* "cpu, cuda:0" */
+void devices_list(const struct devices *d, char *text, size_t bytes);
+
+/* Of a device with a memory of its own: what a model may take there now; limit: of all models,
+ * 0: none. */
+uint64_t device_available(const struct device *d, uint64_t limit);
+void device_take(struct device *d, uint64_t bytes);
+void device_give(struct device *d, uint64_t bytes);
+
+#endif

@@ -6,8 +6,10 @@
  * Cost on the step path: some ten plain stores per token and no call of the system. */
 #include "dispatch_internal.h"
 
+#include "devices.h"
 #include "inferd/abi.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -96,6 +98,23 @@ static void count_waiting(const struct dispatch *d, struct metrics_snapshot *s)
         s->n_waiting[job->priority]++;
 }
 
+_Static_assert(DEVICES_MAX <= METRICS_DEVICES_MAX, "each has a place");
+
+static void copy_devices(const struct devices *from, struct metrics_snapshot *s)
+{
+    for (uint32_t i = 0; from != NULL && i < from->n; i++) {
+        const struct device *d = &from->device[i];
+        struct metrics_device *to = &s->devices[s->n_devices++];
+        struct infer_device now = {0};
+        d->backend.api->describe(d->backend.instance, &now);
+        snprintf(to->name, sizeof to->name, "%s", d->name);
+        snprintf(to->description, sizeof to->description, "%.63s", now.name);
+        to->memory_bytes = now.memory;
+        to->free_bytes = now.memory_free;
+        to->models_bytes = atomic_load_explicit(&d->taken_bytes, memory_order_relaxed);
+    }
+}
+
 int dispatch_metrics(struct dispatch *d, struct job *job)
 {
     uint32_t uid = session_peer(job->client->session)->uid;
@@ -105,6 +124,7 @@ int dispatch_metrics(struct dispatch *d, struct job *job)
     s->counters = d->metrics;
     metrics_show_users(s, uid == 0 || uid == geteuid(), uid);
     metrics_copy_loads(&s->loads, d->config.loads);
+    copy_devices(d->config.devices, s);
     for (uint32_t i = 0; i < d->config.n_models; i++) {
         struct metrics_model_now *now = &s->models[s->n_models];
         if (!dispatch_describe_model(d, i, &now->info))

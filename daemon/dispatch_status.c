@@ -12,7 +12,11 @@
 static void describe_loaded(const struct engine_model *m, struct infer_model *ret)
 {
     const struct infer_shape *shape = &m->plan->backend.shape;
+    struct infer_device device = {0};
 
+    m->api->describe(m->backend, &device);
+    ret->device_memory = device.memory;
+    ret->device_free = device.memory_free;
     snprintf(ret->name, sizeof ret->name, "%s", m->name);
     snprintf(ret->architecture, sizeof ret->architecture, "%s", m->plan->architecture);
     snprintf(ret->description, sizeof ret->description, "%s", m->plan->description);

@@ -351,6 +351,7 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .draw_topology = draw_topology,
                                      .draw_ctx = d,
                                      .loop = d->loop,
+                                     .devices = &d->devices,
                                      .loads = &d->loads,
                                      .n_starts = count_start(c),
                                      .on_close = server_on_close,

@@ -148,12 +148,22 @@ struct metrics_model_now {
     struct kv_counts pages;
 };
 
+#define METRICS_DEVICES_MAX 16u
+
+struct metrics_device {
+    char name[40], description[64];
+    uint64_t memory_bytes;             /* of its own; 0: it uses the host's */
+    uint64_t free_bytes, models_bytes; /* of these: free, taken by models */
+};
+
 /* A copy of everything, and the state of the moment. */
 struct metrics_snapshot {
     struct metrics counters;
     struct metrics_loads loads;
     struct metrics_model_now models[INFER_MODELS_MAX];
     uint32_t n_models;
+    struct metrics_device devices[METRICS_DEVICES_MAX];
+    uint32_t n_devices;
     struct infer_status status;
     uint32_t n_waiting[METRICS_CLASSES];
 };

@@ -383,10 +383,11 @@ static void put_model_memory(struct text *t, const struct metrics_snapshot *s)
             continue;
         sample(t, "inferd_model", "_info",
                LABELED({"model", m->name}, {"architecture", m->architecture},
-                       {"description", m->description}, {"backend", m->backend}),
+                       {"description", m->description}, {"backend", m->backend},
+                       {"device", m->device}),
                "1");
     }
-    family(t, name, "gauge", "bytes", "Memory of a model, by purpose.");
+    family(t, name, "gauge", "bytes", "Memory of a model, by purpose, on its device.");
     for (uint32_t i = 0; i < s->n_models; i++) {
         const struct infer_model *m = &s->models[i].info;
         if (!is_loaded(m))
@@ -482,6 +483,28 @@ static void put_pages(struct text *t, const struct metrics_snapshot *s)
     }
 }
 
+/* ---- devices --------------------------------------------------------------------------------- */
+
+static void put_devices(struct text *t, const struct metrics_snapshot *s)
+{
+    static const char name[] = "inferd_device_memory_bytes";
+    family(t, "inferd_device", "info", "", "What models run on.");
+    for (uint32_t i = 0; i < s->n_devices; i++)
+        sample(t, "inferd_device", "_info",
+               LABELED({"device", s->devices[i].name}, {"description", s->devices[i].description}),
+               "1");
+    family(t, name, "gauge", "bytes",
+           "Memory of a device that has its own: in all, taken by models, and free.");
+    for (uint32_t i = 0; i < s->n_devices; i++) {
+        const struct metrics_device *d = &s->devices[i];
+        if (d->memory_bytes == 0)
+            continue;
+        number(t, name, "", LABELED({"device", d->name}, {"kind", "all"}), d->memory_bytes);
+        number(t, name, "", LABELED({"device", d->name}, {"kind", "models"}), d->models_bytes);
+        number(t, name, "", LABELED({"device", d->name}, {"kind", "free"}), d->free_bytes);
+    }
+}
+
 /* ---- users ----------------------------------------------------------------------------------- */
 
 /* Entry i of n_users, and after them all others if there was one. */
@@ -548,6 +571,7 @@ char *metrics_render(const struct metrics_snapshot *s, size_t *ret_bytes)
     put_model_states(&t, s);
     put_model_memory(&t, s);
     put_pages(&t, s);
+    put_devices(&t, s);
     put_memory(&t, s);
     put_loads(&t, (struct metrics_loads *)&s->loads);
     put_users(&t, &s->counters);

@@ -29,12 +29,15 @@ static const char *state_name(const struct infer_model *m)
 
 static json_t *life_json(const struct infer_model *m)
 {
-    return json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "state", state_name(m),
-                     "pinned", m->pinned != 0, "keep_alive_s", (json_int_t)m->keep_alive_s,
-                     "n_requests", (json_int_t)m->n_requests, "idle_s", (double)m->idle_us * 1e-6,
-                     "vocabulary_bytes", (json_int_t)m->vocabulary_bytes, "done_bytes",
-                     (json_int_t)m->done_bytes, "total_bytes", (json_int_t)m->total_bytes, "error",
-                     m->error ? json_string(infer_error_name(m->error)) : json_null());
+    return json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "state",
+                     state_name(m), "pinned", m->pinned != 0, "keep_alive_s",
+                     (json_int_t)m->keep_alive_s, "n_requests", (json_int_t)m->n_requests, "idle_s",
+                     (double)m->idle_us * 1e-6, "vocabulary_bytes", (json_int_t)m->vocabulary_bytes,
+                     "done_bytes", (json_int_t)m->done_bytes, "total_bytes",
+                     (json_int_t)m->total_bytes, "error",
+                     m->error ? json_string(infer_error_name(m->error)) : json_null(), "device",
+                     output_json_text(FIELD(m->device)), "device_memory_bytes",
+                     (json_int_t)m->device_memory, "device_free_bytes", (json_int_t)m->device_free);
 }
 
 static json_t *models_json(const struct infer_model *models, size_t n)
@@ -60,20 +63,22 @@ static void print_field(const char *text, size_t n, int columns)
 
 static void print_models(const struct infer_model *models, size_t n)
 {
-    int name = 4, architecture = 4, description = 11;
+    int name = 4, architecture = 4, description = 11, device = 6;
 
     for (size_t i = 0; i < n; i++) {
         int a = (int)strnlen(models[i].name, sizeof models[i].name);
         int b = (int)strnlen(models[i].architecture, sizeof models[i].architecture);
         int c = (int)strnlen(models[i].description, sizeof models[i].description);
+        int d = (int)strnlen(models[i].device, sizeof models[i].device);
         name = a > name ? a : name;
         architecture = b > architecture ? b : architecture;
         description = c > description ? c : description;
+        device = d > device ? d : device;
     }
-    printf("%s%-*s  %-7s  %-*s  %-*s  %8s  %8s  %8s  %8s  %8s  %s%s\n",
+    printf("%s%-*s  %-7s  %-*s  %-*s  %8s  %8s  %8s  %8s  %8s  %-*s  %s%s\n",
            term_style(stdout, TERM_BOLD), name, "NAME", "NOW", architecture, "ARCH", description,
-           "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE", "SCRATCH", "VOCAB", "BACKEND",
-           term_style(stdout, TERM_PLAIN));
+           "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE", "SCRATCH", "VOCAB", device, "DEVICE",
+           "BACKEND", term_style(stdout, TERM_PLAIN));
     for (size_t i = 0; i < n; i++) {
         const struct infer_model *m = &models[i];
         char weights[16], state[16], scratch[16], vocabulary[16];
@@ -85,6 +90,7 @@ static void print_models(const struct infer_model *models, size_t n)
         printf("%8u  %8s  %8s  %8s  %8s  ", m->n_context, output_size(m->weights_bytes, weights),
                output_size(m->state_bytes, state), output_size(m->scratch_bytes, scratch),
                output_size(m->vocabulary_bytes, vocabulary));
+        print_field(FIELD(m->device), device);
         term_write(stdout, FIELD(m->backend));
         putchar('\n');
     }
@@ -120,39 +126,69 @@ json_t *status_json(const struct infer_status *s, const struct infer_model *mode
     return root;
 }
 
-/* Each device once, as the models name theirs. */
+static bool same_device(const struct infer_model *a, const struct infer_model *b)
+{
+    return strncmp(a->device, b->device, sizeof a->device) == 0 &&
+           strncmp(a->backend, b->backend, sizeof a->backend) == 0;
+}
+
+/* Weights, state and scratch of the models on one device, or, when it is NULL, in the memory of the
+ * host. */
+static void print_purposes(const struct infer_model *models, size_t n,
+                           const struct infer_model *device)
+{
+    uint64_t weights = 0, state = 0, scratch = 0;
+    char a[16], b[16], c[16];
+
+    for (size_t i = 0; i < n; i++) {
+        if (device != NULL ? !same_device(&models[i], device) : models[i].device_memory != 0)
+            continue;
+        weights += models[i].weights_bytes;
+        state += models[i].state_bytes;
+        scratch += models[i].scratch_bytes;
+    }
+    printf("weights %s, state %s, scratch %s", output_size(weights, a), output_size(state, b),
+           output_size(scratch, c));
+}
+
+/* Each device once, as the models name theirs; of one with a memory of its own what they take. */
 static void print_devices(const struct infer_model *models, size_t n)
 {
+    const char *before = "    Device: ";
+
     for (size_t i = 0; i < n; i++) {
+        const struct infer_model *m = &models[i];
+        char a[16], b[16];
         size_t k = 0;
-        while (k < i &&
-               strncmp(models[k].backend, models[i].backend, sizeof models[i].backend) != 0)
+        while (k < i && !same_device(&models[k], m))
             k++;
-        if (k < i)
+        if (k < i || m->backend[0] == '\0')
             continue;
-        fputs(i == 0 ? "    Device: " : "            ", stdout);
-        term_write(stdout, FIELD(models[i].backend));
+        fputs(before, stdout);
+        before = "            ";
+        term_write(stdout, FIELD(m->backend));
+        putchar('\n');
+        if (m->device_memory == 0)
+            continue;
+        fputs(before, stdout);
+        term_write(stdout, FIELD(m->device));
+        printf(" has %s, %s free: ", output_size(m->device_memory, a),
+               output_size(m->device_free, b));
+        print_purposes(models, n, m);
         putchar('\n');
     }
 }
 
 static void print_memory(const struct infer_status *s, const struct infer_model *models, size_t n)
 {
-    uint64_t weights = 0, state = 0, scratch = 0;
-    char a[16], b[16], c[16], d[16], e[16], f[16];
+    char a[16], b[16], d[16], e[16], f[16];
 
-    for (size_t i = 0; i < n; i++) {
-        weights += models[i].weights_bytes;
-        state += models[i].state_bytes;
-        scratch += models[i].scratch_bytes;
-    }
     printf("    Memory: %s resident, %s available\n", output_size(s->memory_bytes, a),
            output_size(s->memory_available, b));
-    printf(
-        "            weights %s, state %s, scratch %s, requests %s, conversations %s, saved %s\n",
-        output_size(weights, a), output_size(state, b), output_size(scratch, c),
-        output_size(s->request_bytes, d), output_size(s->conversation_bytes, e),
-        output_size(s->swap_memory_bytes, f));
+    fputs("            ", stdout);
+    print_purposes(models, n, NULL);
+    printf(", requests %s, conversations %s, saved %s\n", output_size(s->request_bytes, d),
+           output_size(s->conversation_bytes, e), output_size(s->swap_memory_bytes, f));
 }
 
 static void print_requests(const struct infer_status *s)

@@ -271,6 +271,26 @@ static void test_models(void **state)
     assert_int_equal(metrics_model(&s.counters, 0, "c")->tokens, 0);
 }
 
+static void test_devices(void **state)
+{
+    clear();
+    s.n_devices = 2;
+    s.devices[0] = (struct metrics_device){"cpu", "CPU, 2 threads", 0, 0, 0};
+    s.devices[1] = (struct metrics_device){"cuda:0", "a \"GPU\"", 1000, 300, 600};
+    s.n_models = 1;
+    s.models[0].info.state = INFER_MODEL_READY;
+    strcpy(s.models[0].info.name, "m");
+    strcpy(s.models[0].info.device, "cuda:0");
+    char *text = render();
+    assert_non_null(strstr(text, "backend=\"\",device=\"cuda:0\"} 1\n"));
+    expect(text, "inferd_device_info{device=\"cpu\",description=\"CPU, 2 threads\"}", 1);
+    expect(text, "inferd_device_memory_bytes{device=\"cuda:0\",kind=\"all\"}", 1000);
+    expect(text, "inferd_device_memory_bytes{device=\"cuda:0\",kind=\"free\"}", 300);
+    expect(text, "inferd_device_memory_bytes{device=\"cuda:0\",kind=\"models\"}", 600);
+    assert_null(strstr(text, "inferd_device_memory_bytes{device=\"cpu\"")); /* the host's */
+    free(text);
+}
+
 /* ---- the text -------------------------------------------------------------------------------- */
 
 static void test_hostile_labels(void **state)
@@ -297,6 +317,11 @@ static void test_largest(void **state)
 {
     memset(&s, 0x7f, sizeof s);
     s.n_models = INFER_MODELS_MAX;
+    s.n_devices = METRICS_DEVICES_MAX;
+    for (uint32_t i = 0; i < METRICS_DEVICES_MAX; i++) {
+        snprintf(s.devices[i].name, sizeof s.devices[i].name, "a-device:%u", i);
+        s.devices[i].description[63] = '\0';
+    }
     s.counters.n_users = METRICS_USERS_MAX;
     s.counters.start_s = 1.7e9;
     s.status.version[5] = s.status.event_loop[5] = '\0';
@@ -308,7 +333,7 @@ static void test_largest(void **state)
         m->name[0] = (char)('A' + i % 26);
         m->name[1] = (char)('A' + i / 26);
         m->name[sizeof m->name - 1] = m->architecture[31] = m->description[63] = '\0';
-        m->backend[63] = m->chat_template[31] = '\0';
+        m->backend[63] = m->chat_template[31] = m->device[39] = '\0';
         memcpy(s.counters.models[i].name, m->name, sizeof m->name);
         /* Counts whose sums do not pass 2^64. */
         for (unsigned k = 0; k <= METRICS_BUCKETS; k++)
@@ -393,11 +418,17 @@ static void test_starts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reader_takes), cmocka_unit_test(test_reader_refuses),
-        cmocka_unit_test(test_buckets),      cmocka_unit_test(test_histogram_text),
-        cmocka_unit_test(test_outcomes),     cmocka_unit_test(test_users),
-        cmocka_unit_test(test_models),       cmocka_unit_test(test_hostile_labels),
-        cmocka_unit_test(test_largest),      cmocka_unit_test(test_locale_and_numbers),
+        cmocka_unit_test(test_reader_takes),
+        cmocka_unit_test(test_reader_refuses),
+        cmocka_unit_test(test_buckets),
+        cmocka_unit_test(test_histogram_text),
+        cmocka_unit_test(test_outcomes),
+        cmocka_unit_test(test_users),
+        cmocka_unit_test(test_models),
+        cmocka_unit_test(test_hostile_labels),
+        cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_largest),
+        cmocka_unit_test(test_locale_and_numbers),
         cmocka_unit_test(test_starts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

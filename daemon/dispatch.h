@@ -25,6 +25,10 @@ struct devices;
 struct connection; /* server.c's */
 struct metrics_loads;
 
+/* The loop's code, and the exit status, when a backend was lost for good: sysexits' EX_TEMPFAIL, so
+ * that a supervisor starts us again. */
+#define DISPATCH_EXIT_LOST 75
+
 enum dispatch_model_state {
     DISPATCH_MODEL_NONE, /* the number is nobody's */
     DISPATCH_MODEL_LISTED,

@@ -11,9 +11,6 @@
 
 #include <errno.h>
 
-/* Exit status when the backend is lost: sysexits' EX_TEMPFAIL, so that a supervisor restarts us. */
-#define EXIT_BACKEND_LOST 75
-
 /* ---- what comes out -------------------------------------------------------------------------- */
 
 static void after_step(struct dispatch *d, struct job *job, uint32_t n_rows, uint64_t now_us)
@@ -57,7 +54,7 @@ static void step_failed(struct dispatch *d, const struct engine_model *m, uint32
     if (rc == -ENODEV) {
         d->stopping = true;
         dispatch_fail_all(d, INFER_E_BACKEND_LOST, why);
-        loop_stop(d->config.loop, EXIT_BACKEND_LOST);
+        loop_stop(d->config.loop, DISPATCH_EXIT_LOST);
         return;
     }
     for (uint32_t i = 0; i < n; i++)

@@ -25,6 +25,7 @@
 #include "topology.h"
 
 #include <malloc.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +36,8 @@
 #define GIB(bytes) ((double)(bytes) / 1073741824.0)
 /* To end the rest after the drain: buffers, models, threads. */
 #define STOP_US 20000000u
+/* The same after a device was lost. */
+#define LOST_STOP_US 700000u
 
 struct daemon {
     const struct config *config; /* one of configs */
@@ -508,6 +511,21 @@ static int reload(void *ctx, struct report *report)
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+static void *end_anyway(void *arg)
+{
+    (void)arg;
+    usleep(LOST_STOP_US);
+    _exit(DISPATCH_EXIT_LOST);
+}
+
+/* The driver of a lost device may not come back from closing what is on it, or from a load. */
+static void limit_stop(void)
+{
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, end_anyway, NULL) == 0)
+        pthread_detach(thread);
+}
+
 static void stop(struct daemon *d)
 {
     if (d->server != NULL)
@@ -553,6 +571,8 @@ static int serve(struct config *config, int argc, char **argv)
                   (double)(clock_us() - began) / 1e3);
         tell_ready(&d);
         status = loop_run(d.loop);
+        if (status == DISPATCH_EXIT_LOST)
+            limit_stop();
     }
     stop(&d);
     config_done((struct config *)d.config);

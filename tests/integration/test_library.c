@@ -339,23 +339,45 @@ static void test_backend_fails_once(void **state)
     daemon_done(&own);
 }
 
-/* The backend is lost: what is in flight ends with a typed error, and the daemon ends with a
- * status that is not 0, so that systemd starts it again. */
-static void test_backend_lost(void **state)
+/* The backend is lost: what runs and what waits ends with a typed error, and the daemon ends within
+ * a second, also when the driver hangs, with a status by which systemd starts it again. */
+static void lose_backend(const char *options)
 {
     struct daemon own = {0};
     struct infer_request r;
-    struct answer a;
-    daemon_start_backend(&own, "null", "lose_step=5");
+    struct infer_event e;
+    uint32_t ids[3];
+    daemon_start_backend(&own, "null", options);
     struct infer_conn *c = answer_connect(&own);
     request_hello(&r, 50, 1);
-    answer_get(c, &r, &a);
-    if (a.error != INFER_E_BACKEND_LOST && a.error != INFER_E_DAEMON_LOST)
-        fail_msg("ended with %s", infer_error_name(a.error));
-    answer_done(&a);
-    assert_int_not_equal(daemon_wait(&own, 10), 0);
+    for (size_t i = 0; i < 3; i++)
+        assert_int_equal(infer_submit(c, &r, &ids[i]), 0);
+    uint64_t told = 0;
+    for (size_t i = 0; i < 3; i++) {
+        do
+            assert_int_equal(infer_next(c, ids[i], 10000 * program_slowness(), &e), 1);
+        while (e.kind != INFER_EVENT_DONE);
+        if (told == 0)
+            told = test_clock_us();
+        if (e.error != INFER_E_BACKEND_LOST)
+            fail_msg("%zu ended with %s", i, infer_error_name(e.error));
+    }
+    assert_int_equal(daemon_wait(&own, 10), 75);
+    uint64_t took = test_clock_us() - told;
+    if (took > 1000000u * (unsigned)program_slowness())
+        fail_msg("it took %llu us to end", (unsigned long long)took);
     infer_close(c);
     daemon_done(&own);
+}
+
+static void test_backend_lost(void **state)
+{
+    lose_backend("delay_us=10000,lose_step=5");
+}
+
+static void test_backend_lost_and_hangs(void **state)
+{
+    lose_backend("delay_us=10000,lose_step=5,lose_hangs=1");
 }
 
 /* ---- cancel, slow readers -------------------------------------------------------------------- */
@@ -629,6 +651,7 @@ int main(void)
         cmocka_unit_test(test_daemon_stops_mid_stream),
         cmocka_unit_test(test_backend_fails_once),
         cmocka_unit_test(test_backend_lost),
+        cmocka_unit_test(test_backend_lost_and_hangs),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_close_frees_the_sequence),
         cmocka_unit_test(test_slow_reader_is_parked),

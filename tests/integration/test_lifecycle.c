@@ -1,7 +1,7 @@
 /* test_lifecycle.c: models that come and go: on demand, by descriptor, by keep-alive, for room, and
  * what managers and the configuration do while others are served. */
 #include "inferd/abi.h"
-#include "integration/many.h"
+#include "integration/life.h"
 #include "support/gguf_write.h"
 
 #include <errno.h>
@@ -9,133 +9,6 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-
-#define SLOW   "delay_us=20000"
-#define PAGES  "page_bytes=65536,delay_us=1000"
-#define WAIT_S 10
-
-static struct daemon d;
-static char folder[64], config_path[96], model_path[4096];
-
-/* ---- a daemon with a configuration -----------------------------------------------------------
- */
-
-static void write_config(const char *daemon_keys, const char *sections)
-{
-    FILE *f = fopen(config_path, "w");
-    assert_non_null(f);
-    fprintf(f, "[daemon]\n%s\n", daemon_keys);
-    for (const char *at = sections; *at != '\0'; at++)
-        if (*at == '@')
-            fprintf(f, "path = %s\n", model_path);
-        else
-            fputc(*at, f);
-    assert_int_equal(fclose(f), 0);
-}
-
-static void start(const char *backend, const char *options, const char *daemon_keys,
-                  const char *sections)
-{
-    write_config(daemon_keys, sections);
-    daemon_start(&d, (const char *[]){"--config", config_path, "--backend", backend,
-                                      "--backend-options", options, NULL});
-}
-
-static int make_folder(void **state)
-{
-    (void)state;
-    snprintf(folder, sizeof folder, "/tmp/inferd-life.XXXXXX");
-    if (mkdtemp(folder) == NULL || realpath(DAEMON_MODEL, model_path) == NULL)
-        return -1;
-    snprintf(config_path, sizeof config_path, "%s/inferd.conf", folder);
-    return 0;
-}
-
-static int remove_folder(void **state)
-{
-    (void)state;
-    unlink(config_path);
-    return rmdir(folder);
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    if (d.pid > 0)
-        daemon_stop(&d);
-    daemon_done(&d);
-    return 0;
-}
-
-static struct infer_conn *open_conn(void)
-{
-    struct infer_conn *c = many_connect(&d);
-    assert_non_null(c);
-    return c;
-}
-
-/* ---- requests -------------------------------------------------------------------------------- */
-
-static uint32_t submit(struct infer_conn *c, const char *model, uint32_t n_tokens)
-{
-    struct infer_request r;
-    uint32_t id;
-    infer_request_default(&r);
-    r.model = model;
-    r.text = "The kernel";
-    r.sampling.max_tokens = n_tokens;
-    r.sampling.ignore_eos = 1;
-    r.sampling.seed = 7;
-    assert_int_equal(infer_submit(c, &r, &id), 0);
-    return id;
-}
-
-/* Takes tokens until there are n (UINT32_MAX: until DONE, whose error is returned). */
-static int take(struct infer_conn *c, uint32_t id, uint32_t n)
-{
-    struct infer_event e;
-    for (uint32_t got = 0; got < n;) {
-        int r = infer_next(c, id, 1000 * WAIT_S * program_slowness(), &e);
-        if (r != 1)
-            fail_msg("infer_next: %d", r);
-        got += e.kind == INFER_EVENT_TOKEN && e.has_token;
-        if (e.kind == INFER_EVENT_DONE)
-            return n == UINT32_MAX ? e.error : -1;
-    }
-    return 0;
-}
-
-static int ask(struct infer_conn *c, const char *model)
-{
-    return take(c, submit(c, model, 4), UINT32_MAX);
-}
-
-static struct infer_model find(struct infer_conn *c, const char *name)
-{
-    struct infer_model *models, found = {0};
-    size_t n;
-    assert_int_equal(infer_models(c, &models, &n), 0);
-    for (size_t i = 0; i < n; i++)
-        if (strcmp(models[i].name, name) == 0)
-            found = models[i];
-    infer_free(models);
-    return found;
-}
-
-static uint32_t state_of(struct infer_conn *c, const char *name)
-{
-    return find(c, name).state;
-}
-
-static void wait_state(struct infer_conn *c, const char *name, uint32_t state)
-{
-    uint64_t end = test_clock_us() + 1000000u * WAIT_S * (unsigned)program_slowness();
-    while (state_of(c, name) != state) {
-        if (test_clock_us() > end)
-            fail_msg("%s is in state %u, not %u", name, state_of(c, name), state);
-        usleep(5000);
-    }
-}
 
 static uint64_t resident_bytes(void)
 {
@@ -234,14 +107,6 @@ static int open_model(void)
     int fd = open(DAEMON_MODEL, O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0);
     return fd;
-}
-
-static void assert_log(const char *text)
-{
-    char *log = daemon_read_log(&d);
-    if (strstr(log, text) == NULL)
-        fail_msg("the log lacks '%s':\n%s", text, log);
-    free(log);
 }
 
 /* ---- on demand, keep-alive --------------------------------------------------------------------
@@ -812,8 +677,6 @@ static void models_of_a_directory(void **state)
     unlink(other);
     infer_close(c);
 }
-
-#define TEST(name) cmocka_unit_test_teardown(name, teardown)
 
 int main(void)
 {

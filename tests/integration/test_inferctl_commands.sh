@@ -12,7 +12,7 @@ if [ ! -x "$inferd" ]; then
     exit 1
 fi
 [ -r "$model" ] || { skip "inferctl's commands" "$model is missing"; exit 0; }
-daemon_start || finish
+daemon_start --backend cpu || finish
 
 # field TEXT NAME: the value of a flat JSON member, as written
 field() { grep -oE "\"$2\": (\"([^\"\\]|\\\\.)*\"|\[[^]]*\]|[^,}]+)" <<<"$1" | head -1 | sed -E "s/^\"$2\": //"; }

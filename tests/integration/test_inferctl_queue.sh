@@ -14,7 +14,7 @@ if [ ! -x "$inferd" ]; then
 fi
 [ -r "$model" ] || { skip "inferctl's queue" "$model is missing"; exit 0; }
 # One request runs at a time, so that a second one waits.
-daemon_start --parallel 1 || finish
+daemon_start --backend cpu --parallel 1 || finish
 
 # until_ps REGEX: waits until ps --json matches; its output is in $out
 until_ps() {

@@ -65,4 +65,31 @@ run "$inferctl" prompt --raw --max-tokens 1 --json hello
 matches "two models: the first is the default" "$out" '"model": ?"first"'
 run "$inferctl" --model second prompt --raw --max-tokens 1 --json hello
 matches "two models: the other by name" "$out" '"model": ?"second"'
+daemon_stop
+
+# A list of backends: devices, and lists that are none.
+daemon_start --backend null,cpu --backend-options memory=67108864 --ctx 2048
+run "$inferctl" models
+matches "devices: a column of models" "$out" '^NAME .* DEVICE +BACKEND'
+matches "devices: the model's" "$out" '^unix +ready .* null:0 +null: '
+run "$inferctl" models --json
+matches "devices: models --json" "$out" '"device": ?"null:0"'
+run "$inferctl" status
+matches "devices: status tells its memory" "$out" 'null:0 has 64\.0M, [0-9.]+M free: weights 36\.1M, state [0-9.]+K, scratch [0-9]+B$'
+matches "devices: the journal names the device" "$(cat "$folder/log")" 'unix: .* loaded on null:0 in '
+daemon_stop
+
+# unstartable NAME STATUS REGEX ARGUMENT...
+unstartable() {
+    local name=$1 wanted=$2 regex=$3
+    shift 3
+    run "$inferd" --config none --model "$model" --socket "$folder/other.sock" "$@"
+    is "$name: exit status" "$status" "$wanted"
+    matches "$name: says why" "$err" "$regex"
+}
+unstartable "a backend twice" 2 "'null' stands there twice" --backend null,null
+unstartable "auto beside others" 2 'auto stands alone' --backend auto,null
+unstartable "a backend that there is not" 6 'no inferd-backend-absent\.so' --backend null,absent
+unstartable "options of a backend that is not named" 2 "does not name" --backend null --backend-options cpu.isa=plain
+unstartable "a device that is not open" 6 "the device 'cuda:0', which is not open \(null\)" --backend null --device cuda:0
 finish

@@ -1,0 +1,322 @@
+/* test_devices.c: which device a model goes to, what leaves which memory for it, and what is told
+ * of all that. A null backend that claims a memory of its own plays the GPU; on it the embedded
+ * model takes 36 MiB of weights and, for 2048 tokens, at least 8 MiB of pages. */
+#include "integration/life.h"
+#include "support/openmetrics.h"
+
+#define MIB    (UINT64_C(1) << 20)
+#define CTX    "ctx = 2048\n"
+#define DEVICE "page_bytes=65536,delay_us=1000,memory="
+
+static void start_with(const char *memory, const char *more, const char *daemon_keys,
+                       const char *sections)
+{
+    char options[160], keys[160];
+    snprintf(options, sizeof options, DEVICE "%s%s", memory, more);
+    snprintf(keys, sizeof keys, CTX "%s", daemon_keys);
+    start("null,cpu", options, keys, sections);
+}
+
+static void expect_on(struct infer_conn *c, const char *name, const char *device)
+{
+    struct infer_model m = find(c, name);
+    if (m.state != INFER_MODEL_READY || strcmp(m.device, device) != 0)
+        fail_msg("%s is in state %u on '%s', not on %s", name, m.state, m.device, device);
+}
+
+static void expect_asked(struct infer_conn *c, const char *name, const char *device)
+{
+    assert_int_equal(ask(c, name), 0);
+    expect_on(c, name, device);
+}
+
+static void end_request(struct infer_conn *c, uint32_t id)
+{
+    assert_int_equal(infer_cancel(c, id), 0);
+    take(c, id, UINT32_MAX);
+}
+
+/* A request for it that has begun and goes on for long. */
+static uint32_t keep_busy(struct infer_conn *c, const char *name)
+{
+    uint32_t id = submit(c, name, 1900);
+    assert_int_equal(take(c, id, 1), 0);
+    return id;
+}
+
+/* ---- the choice ------------------------------------------------------------------------------ */
+
+static void a_model_goes_where_there_is_room(void **state)
+{
+    (void)state;
+    start_with("67108864", "", "", "[model a]\n@[model b]\n@device = cpu\n[model c]\n@");
+    struct infer_conn *c = open_conn();
+    uint32_t id = keep_busy(c, "a");
+    expect_on(c, "a", "null:0");
+    expect_asked(c, "b", "cpu");
+    expect_asked(c, "c", "cpu"); /* a is in use */
+    assert_log("c: goes to cpu, not to null:0: ");
+    /* It stays there; the choice is made when it is loaded again. */
+    end_request(c, id);
+    expect_asked(c, "c", "cpu");
+    assert_int_equal(infer_unload(d.socket, "c", 0), 0);
+    assert_int_equal(infer_unload(d.socket, "a", 0), 0);
+    expect_asked(c, "c", "null:0");
+    infer_close(c);
+}
+
+static void a_model_that_the_device_never_holds(void **state)
+{
+    (void)state;
+    start_with("41943040", "", "", "[model a]\n@preload = yes\n[model b]\n@device = null\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "cpu");
+    assert_log("a: goes to cpu, not to null:0: ");
+    assert_int_equal(ask(c, "b"), INFER_E_MODEL_TOO_LARGE);
+    assert_log("(on null:0)");
+    infer_close(c);
+}
+
+static void the_second_device_comes_before_the_processors(void **state)
+{
+    (void)state;
+    start_with(
+        "67108864", ",devices=2", "",
+        "[model a]\n@[model b]\n@[model c]\n@device = null:1\n[model d]\n@device = null:2\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0");
+    expect_asked(c, "b", "null:1"); /* nobody has to leave for it */
+    expect_on(c, "a", "null:0");
+    expect_asked(c, "c", "null:1");
+    assert_int_equal(state_of(c, "b"), INFER_MODEL_LISTED);
+    expect_on(c, "a", "null:0"); /* though it was used longer ago */
+    assert_int_equal(ask(c, "d"), INFER_E_BACKEND_LOAD);
+    infer_close(c);
+}
+
+static void a_device_that_is_not_open(void **state)
+{
+    (void)state;
+    struct infer_event e;
+    start("cpu", "", "device = cuda:0\n", "[model a]\n@[model b]\n@device = cpu\n");
+    struct infer_conn *c = open_conn();
+    uint32_t id = submit(c, "a", 4);
+    do
+        assert_int_equal(infer_next(c, id, 1000 * WAIT_S * program_slowness(), &e), 1);
+    while (e.kind != INFER_EVENT_DONE);
+    assert_int_equal(e.error, INFER_E_BACKEND_LOAD);
+    assert_non_null(strstr(e.text, "a is for the device 'cuda:0', which is not open (cpu); give it "
+                                   "another device, or have its backend opened"));
+    assert_int_equal(state_of(c, "a"), INFER_MODEL_FAILED);
+    expect_asked(c, "b", "cpu");
+    infer_close(c);
+}
+
+static void a_device_that_refuses_a_model_is_passed_over(void **state)
+{
+    (void)state;
+    start_with("67108864", ",refuse=1", "",
+               "[model a]\n@preload = yes\n[model b]\n@[model c]\n@device = null\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "cpu");
+    expect_asked(c, "b", "cpu");
+    assert_log("a: null:0 has refused it, though ");
+    assert_log("b: null:0 has refused it, though ");
+    assert_int_equal(ask(c, "c"), INFER_E_MODEL_TOO_LARGE);
+    infer_close(c);
+    char *log = daemon_read_log(&d);
+    assert_null(strstr(log, "c: null:0 has refused it"));
+    free(log);
+}
+
+/* Where there is no GPU the default is the processors, without a word. */
+static void auto_is_the_processors(void **state)
+{
+    (void)state;
+    if (access("/dev/nvidiactl", F_OK) == 0)
+        skip();
+    start("auto", "isa=plain", "", "[model a]\n@");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "cpu");
+    assert_non_null(strstr(find(c, "a").backend, "plain"));
+    infer_close(c);
+    char *log = daemon_read_log(&d);
+    assert_null(strstr(log, "warning"));
+    free(log);
+}
+
+/* ---- room ------------------------------------------------------------------------------------ */
+
+static void what_leaves_leaves_the_device(void **state)
+{
+    (void)state;
+    start_with("67108864", "", "",
+               "[model old]\n@device = cpu\n[model a]\n@[model b]\n@[model c]\n@device = null\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "old", "cpu"); /* used longest ago, but elsewhere */
+    expect_asked(c, "a", "null:0");
+    expect_asked(c, "b", "null:0"); /* an idle model leaves before it goes to the processors */
+    assert_int_equal(state_of(c, "a"), INFER_MODEL_LISTED);
+    assert_log("a: leaves null:0, b needs its memory");
+    uint32_t id = keep_busy(c, "b");
+    assert_int_equal(ask(c, "c"), INFER_E_MODEL_NO_ROOM);
+    end_request(c, id);
+    wait_state(c, "c", INFER_MODEL_FAILED);
+    expect_on(c, "old", "cpu");
+    infer_close(c);
+}
+
+/* Nor does anything on the device leave for the host's memory. */
+static void the_hosts_memory_is_apart(void **state)
+{
+    (void)state;
+    start_with("67108864", "", "memory-limit = 120M\n",
+               "[model a]\n@[model b]\n@device = cpu\nstate-memory = 48M\nctx = 256\n"
+               "[model c]\n@device = cpu\nstate-memory = 48M\nctx = 256\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0"); /* used longest ago, but elsewhere */
+    expect_asked(c, "b", "cpu");
+    expect_asked(c, "c", "cpu");
+    assert_int_equal(state_of(c, "b"), INFER_MODEL_LISTED);
+    expect_on(c, "a", "null:0");
+    infer_close(c);
+}
+
+static void a_pinned_model_stays_on_the_device(void **state)
+{
+    (void)state;
+    start_with("67108864", "", "",
+               "[model a]\n@pin = yes\n[model b]\n@[model c]\n@device = null:0\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0");
+    expect_asked(c, "b", "cpu");
+    assert_int_equal(ask(c, "c"), INFER_E_MODEL_NO_ROOM);
+    assert_log("are available on null:0");
+    expect_on(c, "a", "null:0");
+    infer_close(c);
+}
+
+static void state_is_sized_by_the_device(void **state)
+{
+    (void)state;
+    start_with("268435456", "", "", "[model a]\n@state-memory = 16M\n[model b]\n@");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0");
+    assert_in_range(find(c, "a").state_bytes, 16 * MIB, 17 * MIB);
+    expect_asked(c, "b", "null:0"); /* a quarter of what is left beside its weights */
+    uint64_t left = 268435456 - 16 * MIB - 2 * find(c, "a").weights_bytes;
+    assert_in_range(find(c, "b").state_bytes, left / 4 - MIB, left / 4 + MIB);
+    infer_close(c);
+}
+
+static void a_limit_for_the_device(void **state)
+{
+    (void)state;
+    start_with("268435456", "", "device-memory-limit = 48M\n",
+               "[model a]\n@pin = yes\nstate-memory = 8M\n[model b]\n@[model c]\n@");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0");
+    expect_asked(c, "b", "cpu");
+    write_config(CTX, "[model a]\n@pin = yes\nstate-memory = 8M\n[model b]\n@[model c]\n@");
+    assert_int_equal(infer_reload(d.socket), 0);
+    assert_string_equal(infer_detail(NULL), "device-memory-limit");
+    expect_asked(c, "c", "null:0");
+    infer_close(c);
+}
+
+/* ---- what is told ---------------------------------------------------------------------------- */
+
+static double metric(struct infer_conn *c, const char *series)
+{
+    char *text;
+    size_t n;
+    assert_int_equal(infer_metrics(c, &text, &n), 0);
+    double value = openmetrics_value(text, series);
+    infer_free(text);
+    return value;
+}
+
+#define KIND(kind) "inferd_device_memory_bytes{device=\"null:0\",kind=\"" kind "\"}"
+
+static void the_ledger_of_a_device(void **state)
+{
+    (void)state;
+    struct infer_loaded dry = {.bytes = sizeof dry};
+    struct infer_load load;
+    start_with("67108864", "", "", "[model a]\n@[model b]\n@device = cpu\n");
+    struct infer_conn *c = open_conn();
+    assert_int_equal((uint64_t)metric(c, KIND("free")), 67108864);
+    infer_load_default(&load);
+    load.socket = d.socket;
+    load.path = DAEMON_MODEL;
+    load.name = "x";
+    load.dry_run = 1;
+    assert_int_equal(infer_load(&load, &dry), 0);
+    assert_int_equal(dry.available_bytes, 67108864);
+    expect_asked(c, "a", "null:0");
+    struct infer_model m = find(c, "a");
+    uint64_t takes = (uint64_t)metric(c, KIND("models"));
+    assert_int_equal(m.device_memory, 67108864);
+    assert_int_equal(m.device_free, 67108864 - takes);
+    assert_in_range(m.weights_bytes + m.state_bytes + m.scratch_bytes, takes, takes + MIB / 4);
+    assert_int_equal((uint64_t)metric(c, KIND("all")), 67108864);
+    assert_int_equal((uint64_t)metric(c, KIND("free")), 67108864 - takes);
+    expect_asked(c, "b", "cpu");
+    assert_int_equal(find(c, "b").device_memory, 0);
+    assert_int_equal((uint64_t)metric(c, KIND("models")), takes);
+    assert_int_equal(infer_unload(d.socket, "a", 0), 0);
+    assert_int_equal((uint64_t)metric(c, KIND("models")), 0);
+    assert_int_equal((uint64_t)metric(c, KIND("free")), 67108864);
+    assert_string_equal(find(c, "a").device, "");
+    infer_close(c);
+}
+
+/* Two models on two backends, at the same time. */
+static void each_steps_on_its_own(void **state)
+{
+    (void)state;
+    start_with("67108864", ",eos_after=1,eos=2", "", "[model a]\n@[model b]\n@device = cpu\n");
+    struct infer_conn *c = open_conn();
+    uint32_t ids[] = {submit(c, "a", 100), submit(c, "b", 20)};
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(take(c, ids[i], UINT32_MAX), 0);
+    expect_on(c, "a", "null:0");
+    expect_on(c, "b", "cpu");
+    infer_close(c);
+}
+
+/* A device that is lost ends the daemon, whatever the others do. */
+static void a_lost_device_ends_the_daemon(void **state)
+{
+    (void)state;
+    start_with("67108864", ",lose_step=5,lose_hangs=1", "",
+               "[model a]\n@[model b]\n@device = cpu\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "b", "cpu");
+    uint32_t ids[] = {submit(c, "a", 100), submit(c, "b", 1900)};
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(take(c, ids[i], UINT32_MAX), INFER_E_BACKEND_LOST);
+    assert_int_equal(daemon_wait(&d, 5), 75);
+    infer_close(c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        TEST(a_model_goes_where_there_is_room),
+        TEST(a_model_that_the_device_never_holds),
+        TEST(the_second_device_comes_before_the_processors),
+        TEST(a_device_that_is_not_open),
+        TEST(a_device_that_refuses_a_model_is_passed_over),
+        TEST(auto_is_the_processors),
+        TEST(what_leaves_leaves_the_device),
+        TEST(the_hosts_memory_is_apart),
+        TEST(a_pinned_model_stays_on_the_device),
+        TEST(state_is_sized_by_the_device),
+        TEST(a_limit_for_the_device),
+        TEST(the_ledger_of_a_device),
+        TEST(each_steps_on_its_own),
+        TEST(a_lost_device_ends_the_daemon),
+    };
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}

@@ -203,8 +203,7 @@ static int open_device(struct opening *o, const struct which *w, uint64_t *ret_m
 }
 
 /* Why a device that need not be there is not used. */
-static void tell(const struct opening *o, const struct which *w, int rc,
-                 const struct report *report)
+static void tell(const struct which *w, int rc, const struct report *report)
 {
     bool first = w->number == 0;
     if (rc == -ENOENT || (!first && (rc == -ENODEV || rc == -EINVAL)))
@@ -212,8 +211,7 @@ static void tell(const struct opening *o, const struct which *w, int rc,
     else if (rc == -ENODEV || rc == -ELIBACC)
         log_info("no GPU is used: %s", report->text);
     else
-        log_warning("%s %u is not used%s: %s", w->backend, w->number,
-                    first && o->is_auto ? ", the processors compute" : "", report->text);
+        log_warning("%s:%u is not used: %s", w->backend, w->number, report->text);
 }
 
 /* All devices of a backend. must: the first has to open. */
@@ -231,7 +229,7 @@ static int open_backend(struct opening *o, const char *name, bool must)
             return r <= -1000 ? r : -report.code;
         }
         if (r < 0)
-            tell(o, &w, r, &report);
+            tell(&w, r, &report);
         more = memory > 0 && !w.named;
         w.number += !w.named;
     }

@@ -413,7 +413,6 @@ static void closed(struct models *m, struct entry *e)
     uint32_t index = models_index(e);
     e->closing = e->must_leave = false;
     log_info("%s: unloaded", e->name);
-    models_finish_watches(m, index, true, &(struct report){0});
     if (e->configured && e->n_files > 0) /* the configuration's file from now on */
         models_drop_files(e);
     if (e->gone_after) {
@@ -422,6 +421,7 @@ static void closed(struct models *m, struct entry *e)
         e->state = STATE_LISTED;
         models_tell(m, index);
     }
+    models_finish_watches(m, index, true, &(struct report){0}); /* the hub knows before they do */
     models_changed(m);
     if (m->leaving_for == index) {
         m->leaving_for = MODELS_NONE;

@@ -44,7 +44,8 @@ char *daemon_read_log(const struct daemon *d);
 /* CPU time that all its threads have used, in ns; 0 when it cannot be read. */
 uint64_t daemon_cpu_ns(const struct daemon *d);
 /* Number of descriptors that it holds open, once that has not changed for 200 ms: it listens before
- * it has all of them, and takes a moment to see that a client has gone. After 5 s whatever it is. */
+ * it has all of them, and takes a moment to see that a client has gone. After 5 s whatever it is.
+ */
 int daemon_descriptors(const struct daemon *d);
 
 uint64_t test_clock_us(void);

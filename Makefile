@@ -4,7 +4,9 @@
 #   make try        ask the embedded model a question (installs what is missing first)
 #   make check      all tests, also under sanitizers, with both compilers (likewise)
 #   make check-layers, check-format, check-unit     parts of it
+#   make check-gpu  the tests of the CUDA backend, on this machine's GPU
 #   make sim SEEDS=N                  N simulated days of the daemon (tests/sim)
+#   make bench-gpu  its figures, with the clocks and power seen; make gpu: what that needs
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
 #   make bench-load                   how fast weights load, beside fio and llama.cpp
 #   make bench-service                what the service costs when idle, how soon it answers
@@ -13,13 +15,15 @@
 #   make clean
 #
 # SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
-# CUDA=0 skips nvcc even where it is found. V=1 shows the commands.
+# CUDA=0 skips nvcc even where it is found; CUDA_CODE says for which GPUs it makes code.
+# V=1 shows the commands.
 
 VERSION := 0.1.0
 SAN ?= 0
 Q := $(if $(V),,@)
 CUDA ?= 1
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
+CXX := $(if $(filter default,$(origin CXX)),$(if $(findstring clang,$(CC)),clang++,g++),$(CXX))
 
 variant := $(if $(filter 1,$(SAN)),/san,)$(if $(findstring clang,$(CC)),/clang,)
 B := build$(variant)
@@ -68,8 +72,15 @@ client_objects := $(patsubst %.c,$(O)/%.o,$(wildcard client/lib/*.c))
 inferctl_objects := $(patsubst %.c,$(O)/%.o,$(wildcard client/inferctl/*.c))
 examples := $(patsubst client/examples/%.c,$(B)/examples/%,$(wildcard client/examples/*.c))
 
+# The CUDA backend is built where nvcc is found, with gcc and without sanitizers.
+cuda_sources := $(sort $(wildcard kernels/cuda/*.c kernels/cuda/*.cu))
+cuda_homes := $(patsubst %/bin/nvcc,%,$(realpath $(shell command -v nvcc)) /usr/local/cuda/bin/nvcc /usr/bin/nvcc)
+cuda_home := $(if $(filter-out 0,$(CUDA)),$(if $(variant)$(if $(cuda_sources),,none),,$(patsubst \
+    %/include/cuda_runtime_api.h,%,$(firstword $(foreach h,$(cuda_homes),$(if $(wildcard $(h)/bin/nvcc),$(wildcard $(h)/include/cuda_runtime_api.h)))))))
+cuda_lib := $(if $(cuda_home),$(B)/inferd-backend-cuda.so)
+
 .PHONY: all
-all: $(B)/inferd $(B)/inferctl $(B)/libinferclient.so $(B)/libinferclient.pc $(backend_libs) $(examples)
+all: $(B)/inferd $(B)/inferctl $(B)/libinferclient.so $(B)/libinferclient.pc $(backend_libs) $(cuda_lib) $(examples)
 
 $(O)/daemon/%.o: daemon/%.c
 	@mkdir -p $(@D)
@@ -114,6 +125,66 @@ $(B)/inferd-backend-$(1).so: $(call backend_objects,$(1)) $(ref_shared)
 	@chmod go-w $$@ $$(@D) # the daemon loads nothing that others may write
 endef
 $(foreach b,$(backends),$(eval $(call backend_rule,$(b))))
+
+# ---- CUDA --------------------------------------------------------------------------------------
+# Machine code for the H200's family, and PTX, which the driver compiles for others: those from
+# compute capability 8.0 on, which have the tensor-core instruction and the asynchronous copies.
+
+CUDA_CODE ?= sm_90a compute_80
+cuda_arch = $(patsubst compute_%,%,$(patsubst sm_%,%,$(1)))
+cuda_codes := $(foreach c,$(CUDA_CODE),-gencode arch=compute_$(call cuda_arch,$(c))$(comma)code=$(c))
+cuda_include := $(if $(filter-out /usr,$(cuda_home)),-isystem $(cuda_home)/include)
+nvcc_flags := -std=c++17 -O3 -g -lineinfo -Xfatbin -compress-all $(cuda_codes) -ccbin $(CXX) -Iinclude -Ikernels -MMD -MP \
+    -Werror all-warnings \
+    -Xcompiler -fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-Wall,-Wextra,-Werror,-Wno-unused-parameter,-Wno-missing-field-initializers
+cuda_objects := $(addsuffix .o,$(addprefix $(O)/cuda/,$(cuda_sources)))
+
+$(O)/cuda/%.c.o: %.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(kernel_cflags) $(cuda_include) -c $< -o $@
+$(O)/cuda/%.cu.o: %.cu $(O)/cuda/code
+	@mkdir -p $(@D)
+	@echo "  NVCC $@"
+	$(Q)$(cuda_home)/bin/nvcc $(nvcc_flags) -c $< -o $@
+
+# Changes when CUDA_CODE does.
+$(O)/cuda/code: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_CODE)' | cmp -s - $@ || echo '$(CUDA_CODE)' > $@
+.PHONY: FORCE
+FORCE:
+
+# The runtime library is linked in; it finds the driver when it is first used, or says so.
+cuda_runtime = -L$(firstword $(patsubst %/libcudart_static.a,%,$(wildcard $(addsuffix /libcudart_static.a, \
+    $(cuda_home)/lib64 $(cuda_home)/targets/*/lib $(cuda_home)/lib/*-linux-gnu $(cuda_home)/lib)))) \
+    -lcudart_static -ldl -lrt -lpthread -lm
+$(B)/inferd-backend-cuda.so: $(cuda_objects) $(ref_shared)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -shared -Wl,--version-script=kernels/backend.map -o $@ $^ $(cuda_runtime)
+	@chmod go-w $@ $(@D)
+
+# The same sources for tests, where there is neither nvcc nor GPU: kernels on the processor, thread by
+# thread, over the stand-ins for CUDA's headers and runtime in tests/support/cuda.
+emulated_include := -Itests/support -Itests/support/cuda/include
+emulated_flags := -std=gnu++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas -Wno-missing-field-initializers -Wno-pass-failed
+emulated_objects := $(addsuffix .o,$(addprefix $(O)/emulated/,$(cuda_sources) $(wildcard tests/support/cuda/*.c)))
+cuda_emulated_lib := $(if $(cuda_sources),$(B)/inferd-backend-cuda-emulated.so)
+
+$(O)/emulated/%.c.o: %.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(kernel_cflags) $(emulated_include) -c $< -o $@
+$(O)/emulated/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	@echo "  CXX $@"
+	$(Q)$(CXX) -x c++ $(filter-out -std=% -Wstrict-prototypes -Wmissing-prototypes -Wshadow,$(kernel_cflags)) $(emulated_flags) $(emulated_include) -c $< -o $@
+$(B)/inferd-backend-cuda-emulated.so: $(emulated_objects) $(ref_shared)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -shared -Wl,--version-script=kernels/backend.map -o $@ $^ -lpthread -lm
+	@chmod go-w $@ $(@D)
 
 $(B)/libinferclient.so.0: $(client_objects) client/libinferclient.map
 	@mkdir -p $(@D)
@@ -176,6 +247,8 @@ room_deps_client :=
 
 unit_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/unit/*/test_*.c))
 kernel_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/kernel/test_*.c))
+cuda_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/kernel/test_cuda_*.c))
+gpu_tests := $(patsubst $(B)/tests/%,$(B)/tests/gpu/%,$(cuda_tests))
 system_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/golden/test_*.c tests/hostile/test_*.c tests/integration/test_*.c))
 script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh tests/sim/test_*.sh)
 test_cflags := -std=gnu11 -Itests -Idaemon -Ikernels -Wno-missing-prototypes
@@ -223,11 +296,47 @@ $(B)/tests/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) $(backend
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $< $(call backend_objects,ref) -lcmocka -lpthread -lm -ldl
+# Of the CUDA backend: the launch functions of kernels/cuda/cuda.h, emulated or, in tests/gpu, real.
+# From archives, so that a program has the kernels alone that it tests.
+$(cuda_tests): $(B)/tests/kernel/%: $(O)/emulated/tests/kernel/%.c.o $(B)/lib/cuda-emulated.a $(backend_libs)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o %.a,$^) -lcmocka -lpthread -lm -ldl
+$(gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/cuda/tests/kernel/%.c.o $(B)/lib/cuda.a $(backend_libs)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o %.a,$^) -lcmocka $(cuda_runtime)
+$(B)/lib/cuda.a: $(cuda_objects) $(ref_shared)
+$(B)/lib/cuda-emulated.a: $(emulated_objects) $(ref_shared)
+$(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
+	@mkdir -p $(@D)
+	@rm -f $@
+	@echo "  AR  $@"
+	$(Q)ar rcs $@ $^
+# And as a whole: the shared object, which the test loads.
+$(B)/tests/kernel/test_cuda: | $(cuda_emulated_lib)
+$(B)/tests/gpu/kernel/test_cuda: $(O)/tests/kernel/test_cuda.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) -lcmocka -lpthread -lm -ldl
+$(O)/emulated/tests/%.c.o: tests/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(common) $(test_cflags) $(emulated_include) -c $< -o $@
+$(O)/cuda/tests/%.c.o: tests/%.c
+	@mkdir -p $(@D)
+	@echo "  CC  $@"
+	$(Q)$(CC) $(common) $(test_cflags) $(cuda_include) -c $< -o $@
 # Goes below the daemon: plans with random weights, straight to the backend.
 $(B)/tests/bench/bench_kernels: $(O)/tests/bench/bench_kernels.o $(O)/kernels/ref/quant.o $(O)/kernels/ref/quant_tables.o
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $^ -ldl -lm
+
+$(B)/tests/bench/bench_cuda: $(O)/tests/bench/bench_cuda.o $(O)/kernels/ref/quant.o $(O)/kernels/ref/quant_tables.o $(if $(cuda_home),$(O)/cuda/tests/bench/bench_probe.cu.o)
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $^ $(if $(cuda_home),$(cuda_runtime),-ldl -lm)
 
 # The weight streamer alone, and the daemon from outside.
 $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(call room_archive,io) $(call room_archive,base) $(B)/libinferclient.so
@@ -252,7 +361,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests sim check check-unit check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load bench-service
+.PHONY: tests sim check check-unit check-gpu check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load bench-service
 tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests) $(B)/tests/sim/sim
 
 check-unit: tests
@@ -264,6 +373,18 @@ SEED ?= 1
 sim: $(B)/tests/sim/sim
 	$(B)/tests/sim/sim $(SEED) $(SEEDS)
 
+# Where there is a GPU, and nvcc to build for it: the same tests on the real thing.
+gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(B)/tests/gpu/kernel/test_cuda)
+check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
+	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
+
+# What a machine with a GPU and no compilers needs for tests/bench/gpu.sh, cmocka included.
+.PHONY: gpu bench-gpu
+gpu: $(cuda_lib) $(backend_libs) $(gpu_programs) $(B)/tests/bench/bench_cuda
+	$(Q)cp -L "$$(ldd $(B)/tests/gpu/kernel/test_cuda | awk '/libcmocka/ {print $$3}')" $(B)/tests/gpu/
+bench-gpu: gpu
+	INFERD_BUILD=$(B) tests/bench/gpu.sh
+
 check-layers:
 	INFERD_BUILD=$(B) tests/layers.sh
 
@@ -271,7 +392,7 @@ check-layers:
 check-long: all
 	INFERD_LONG=1 INFERD_TEST_TIMEOUT=1800 INFERD_BUILD=$(B) tests/run.sh tests/golden/test_perplexity.sh
 
-sources := $(shell find include client daemon kernels tests -name '*.[ch]')
+sources := $(shell find include client daemon kernels tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 check-format:
 	clang-format --dry-run --Werror $(sources)
 format:

@@ -98,6 +98,30 @@ check_scripts() {
     shellcheck -x -S warning "${list[@]}"
 }
 
+# With nvcc, the CUDA backend: for one GPU alone, which is what takes the time. It must load where
+# there is no driver, as a backend that finds no device.
+check_cuda() {
+    local out=build/cuda-check
+    command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || {
+        echo "nvcc was not found"
+        return 77
+    }
+    "${make[@]}" "$jobs" CUDA=1 CUDA_CODE=sm_90a B=$out "$out/inferd-backend-cuda.so" || return 1
+    INFERD_BUILD=$out tests/layers.sh || return 1
+    cat >"$out/load.c" <<'PROGRAM'
+#include <dlfcn.h>
+#include <stdio.h>
+int main(int argc, char **argv)
+{
+    void *library = dlopen(argv[argc - 1], RTLD_NOW | RTLD_LOCAL);
+    if (library == NULL)
+        puts(dlerror());
+    return library == NULL || dlsym(library, "infer_backend_v1") == NULL;
+}
+PROGRAM
+    gcc "$out/load.c" -o "$out/load" -ldl && "$out/load" "$out/inferd-backend-cuda.so"
+}
+
 build() {
     "${make[@]}" "$jobs" "$@"
 }
@@ -109,6 +133,7 @@ step scripts "shell scripts" check_scripts
 step build "build with gcc, warnings are errors" build all
 step tests "build of the tests" build tests
 step objects "the layer law, on the built objects" tests/layers.sh
+step cuda "the CUDA backend with nvcc" check_cuda
 counted unit "tests" "${make[@]}" check-unit
 step clang "build with clang, warnings are errors" build CC=clang all tests
 step san "build with AddressSanitizer and UBSan" build SAN=1 tests

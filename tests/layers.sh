@@ -110,7 +110,7 @@ check_sources() {
         client/lib/* | daemon/proto/*) ;;
         *) complain "$file:$line: touches a ring; only client/lib and daemon/proto may" ;;
         esac
-    done < <(find client daemon kernels -name '*.[ch]' -print0 2>/dev/null |
+    done < <(find client daemon kernels \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \) -print0 2>/dev/null |
         xargs -0 -r grep -nHE 'infer_ring_(load|store|used|put|get)[^a-z_]' | sed 's/:/ /;s/:/ /')
 }
 
@@ -155,7 +155,7 @@ check_objects() {
     for x in "$build"/inferd-backend-*.so; do
         [ -e "$x" ] || continue
         case $x in
-        *-cuda.so) shared_object "$x" 'libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|ld-linux.*|libcuda.*|libnccl.*' 'infer_backend_v1' ;;
+        *-cuda.so) shared_object "$x" 'libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux.*|libnccl.*' 'infer_backend_v1' ;;
         *) shared_object "$x" 'libc\.so\.6|libm\.so\.6|libpthread\.so\.0|ld-linux.*' 'infer_backend_v1' ;;
         esac
     done
@@ -164,7 +164,7 @@ check_objects() {
 # ---- sizes: said, not enforced ------------------------------------------------------------------
 
 check_sizes() {
-    find include client daemon kernels tests -name '*.[ch]' -o -name '*.cu' 2>/dev/null | sort | while read -r x; do
+    find include client daemon kernels tests -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null | sort | while read -r x; do
         awk -v file="$x" '
             /^{/ {start = FNR}
             /^}/ {if (start && FNR - start - 1 > 70) print "layers: warning: " file ":" start ": a function of " FNR - start - 1 " lines"; start = 0}
@@ -207,23 +207,27 @@ self_test() {
     plant kernels/cpu/b.c '"inferd/abi.h"'
     plant kernels/ref/a.c '<immintrin.h>'
     plant kernels/null/a.c '"cpu/a.h"'
+    plant kernels/cuda/a.cu '"base/checked.h"'
+    plant kernels/cuda/b.cuh '<vector>'
     # What is allowed must pass, or the law would be empty the other way round.
     plant daemon/dispatch_ok.c '"proto/session.h"'
     plant daemon/dispatch_ok.c '"engine/engine.h"'
     plant daemon/engine/ok.c '"model/plan.h"'
     plant kernels/cpu/ok.c '<immintrin.h>'
+    plant kernels/cuda/ok.cu '<cuda_fp16.h>'
+    plant kernels/cuda/ok.cu '"ref/blocks.h"'
     out=$(LAYERS_ROOT=$tree "$here/tests/layers.sh" 2>&1) && bad=1
     for want in include/inferd/x.h include/inferd/y.h client/lib/a.c client/lib/b.c \
         client/inferctl/a.c client/inferctl/b.c daemon/base/a.c daemon/proto/a.c daemon/model/a.c \
         daemon/kv/a.c daemon/sched/a.c daemon/sched/b.c daemon/engine/a.c daemon/engine/b.c \
         daemon/main.c daemon/metrics.c daemon/engine/c.c daemon/dispatch.c kernels/cpu/a.c kernels/cpu/b.c \
-        kernels/ref/a.c kernels/null/a.c; do
+        kernels/ref/a.c kernels/null/a.c kernels/cuda/a.cu kernels/cuda/b.cuh; do
         grep -qF -- "$want" <<<"$out" || {
             echo "layers: self-test: the violation in $want was not found"
             bad=1
         }
     done
-    for want in daemon/dispatch_ok.c daemon/engine/ok.c kernels/cpu/ok.c; do
+    for want in daemon/dispatch_ok.c daemon/engine/ok.c kernels/cpu/ok.c kernels/cuda/ok.cu; do
         ! grep -qF -- "$want" <<<"$out" || {
             echo "layers: self-test: $want is lawful, but: $(grep -F -- "$want" <<<"$out")"
             bad=1

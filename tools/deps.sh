@@ -24,6 +24,7 @@ libjansson-dev  JSON in inferctl
 LIST
     [ "$want" != check ] || cat <<'LIST'
 libcmocka-dev   the test framework
+g++             CUDA kernels, which the tests run on the processor
 clang           the second compiler
 clang-format    the format check
 mandoc          the check of the man pages

@@ -22,6 +22,14 @@ prefix=${prefix-} DESTDIR=${DESTDIR-}
 umask 022
 private=("$libdir/inferd" "$includedir/inferd" "$datadir/inferd")
 
+# All that were built, but for what only tests load.
+backends() {
+    local f
+    for f in "$B"/inferd-backend-*.so; do
+        case $f in *-emulated.so) ;; *) echo "$f" ;; esac
+    done
+}
+
 # "MODE SOURCE DESTINATION" for each file, "link TARGET DESTINATION" for each link. No path of the
 # sources has a blank; a destination may.
 files() {
@@ -31,7 +39,7 @@ files() {
     echo "755 $B/libinferclient.so.0 $libdir/libinferclient.so.$VERSION"
     echo "link libinferclient.so.$VERSION $libdir/libinferclient.so.0"
     echo "link libinferclient.so.0 $libdir/libinferclient.so"
-    for f in "$B"/inferd-backend-*.so; do
+    for f in $(backends); do
         echo "755 $f $libdir/inferd/${f##*/}"
     done
     for f in include/inferd/*.h; do
@@ -126,14 +134,15 @@ bundle() {
     rm -rf "$DESTDIR"
     mkdir -p "$DESTDIR"
     put_all
-    local name path
+    local name path list
+    mapfile -t list < <(backends)
     while read -r name path; do
         [ "$name" != missing ] || {
             echo "install.sh: $path is needed and not installed" >&2
             exit 1
         }
         install -m 644 "$(readlink -f "$path")" "$DESTDIR$libdir/inferd/$name"
-    done < <(needed "$B/inferd" "$B/inferctl" "$B"/inferd-backend-*.so)
+    done < <(needed "$B/inferd" "$B/inferctl" "${list[@]}")
     sed -i -e 's|^prefix=.*|prefix=${pcfiledir}/../..|' -e 's|^\(libdir\|includedir\)=|&${prefix}|' \
         "$DESTDIR$libdir/pkgconfig/libinferclient.pc"
     install -m 644 LICENSE "$DESTDIR/LICENSE"

@@ -1,0 +1,250 @@
+/* attend.cu: attention over the pages.
+ *
+ *   o = sum over j of 2^(s_j - m) v_j / sum over j of 2^(s_j - m),   s_j = q . k_j,  m = max s_j
+ *
+ * for every row and query head, over the positions j that the row sees; q comes times scale and
+ * log2(e) (cache.cu). The query heads of one key head, of one or a few rows, make a tile of 16
+ * pairs, so that one tensor-core product serves all of them.
+ *
+ * The same bits, however the work is cut. A chunk is 64 positions at a multiple of 64. Of each
+ *   s     float32 sums of half-precision products over the dimensions, ascending by 16
+ *   m_c   the largest that the row sees
+ *   p     2^(s - m_c), rounded to half-precision; 0 where nothing is seen
+ *   l_c   the sum of p, o_c the sum of p v, from zero, by pages, ascending
+ * depend on the row, the chunk's keys and nothing else; chunks are joined in ascending order by the
+ * equations of attend.cuh, and the sums rounded once at the end. attend_narrow.cuh (a tile, the
+ * warps of a block together on a chunk), attend_wide.cuh (a prompt's rows, a tile or two per warp)
+ * and the merge below (chunks of several blocks) do exactly this.
+ *
+ * Bounds. Decode moves the keys and values: 4 KB per position and layer for 8 key heads of 128 in
+ * F16, at the memory's speed; partial results add 6% where a tile has 4 pairs. Prefill is bound by
+ * the tensor cores' older instruction, about 0.62 of their peak.
+ *
+ * Measured on an H200, 32 heads over 8 of 128: a step of one row at 128 rows 2.5 us and 2.6 for the
+ * merge; what 8,064 rows more cost a step of 32 layers is 0.54 ms, or 2.0 TB/s of keys and values;
+ * 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s. */
+#include "cuda/attend_narrow.cuh"
+#include "cuda/attend_wide.cuh"
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT>
+static __device__ inline void run_narrow(const cuda_cache &c, const struct cuda_attend &a,
+                                         const cuda_step &s, const cuda_piece &piece)
+{
+    CUDA_SHARED(narrow_shared, shared);
+    narrow<KT, VT, KU, VU, EXACT>(c, a, s, piece, shared).run();
+}
+
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t TILES>
+static __device__ inline void run_wide(const cuda_cache &c, const struct cuda_attend &a,
+                                       const cuda_step &s, const cuda_piece &piece)
+{
+    CUDA_SHARED(uint4, shared);
+    wide<KT, VT, KU, TILES>(c, a, s, piece, shared).run();
+}
+
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT, int BLOCKS>
+static __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS)
+    attend_narrow(const cuda_cache c, const struct cuda_attend a, const cuda_step s)
+{
+    const cuda_piece &piece = s.pieces[blockIdx.y];
+    if (piece.n_rows == 0)
+        cuda_wait();
+    else
+        run_narrow<KT, VT, KU, VU, EXACT>(c, a, s, piece);
+}
+
+/* Steps with a prompt's rows: wide pieces and, beside them, narrow ones. */
+template <uint32_t KT, uint32_t VT, uint32_t KU>
+static __global__ void __launch_bounds__(ATTEND_THREADS, 2)
+    attend_wide(const cuda_cache c, const struct cuda_attend a, const cuda_step s,
+                uint32_t narrow_rows)
+{
+    const cuda_piece &piece = s.pieces[blockIdx.y];
+    const uint32_t n_pairs = piece.n_rows * (c.n_heads / c.n_kv_heads);
+    if (piece.n_rows == 0)
+        cuda_wait();
+    else if (piece.n_rows <= narrow_rows)
+        run_narrow<KT, VT, KU, KU / 2, true>(c, a, s, piece);
+    else if (n_pairs <= ATTEND_WARPS * CUDA_PAIRS)
+        run_wide<KT, VT, KU, 1>(c, a, s, piece);
+    else
+        run_wide<KT, VT, KU, 2>(c, a, s, piece);
+}
+
+/* ---- merge ----------------------------------------------------------------------------------- */
+
+/* The factors of 32 chunks, a lane each, after chunks whose largest score is *m. */
+static __device__ inline void join_many(float *m, float m_c, bool is, uint32_t lane, float *ret_a,
+                                        float *ret_b)
+{
+    float most = is ? m_c : FEWEST;
+    for (uint32_t by = 1; by < 32; by *= 2) {
+        float other = __shfl_up_sync(0xffffffffu, most, by);
+        most = lane >= by ? fmaxf(most, other) : most;
+    }
+    float before = __shfl_up_sync(0xffffffffu, most, 1);
+    before = fmaxf(*m, lane == 0 ? FEWEST : before);
+    *m = fmaxf(*m, __shfl_sync(0xffffffffu, most, 31));
+    join(&before, m_c, ret_a, ret_b);
+}
+
+/* o of dimension d of one row and head over n partials, `step` numbers apart; a warp together. */
+static __device__ float merge_sums(const float *sums, const float2 *of_chunk, size_t step,
+                                   uint32_t n, bool is, uint32_t lane)
+{
+    float m = FEWEST, l = 0, o = 0;
+    for (uint32_t first = 0; first < n; first += 32) {
+        const uint32_t some = min(n - first, 32u);
+        float2 mine = make_float2(FEWEST, 0);
+        float o_c[32], a, b;
+        if (lane < some)
+            mine = of_chunk[(first + lane) * (step / 2)];
+#pragma unroll
+        for (uint32_t i = 0; i < 32; i++)
+            o_c[i] = is && i < some ? sums[(first + i) * step] : 0;
+        join_many(&m, mine.x, lane < some, lane, &a, &b);
+#pragma unroll
+        for (uint32_t i = 0; i < 32; i++) {
+            float old = __shfl_sync(0xffffffffu, a, i), with = __shfl_sync(0xffffffffu, b, i);
+            float l_c = __shfl_sync(0xffffffffu, mine.y, i);
+            if (i < some) {
+                o = joined(o, old, o_c[i], with);
+                l = joined(l, old, l_c, with);
+            }
+        }
+    }
+    return __fmul_rn(o, __fdiv_rn(1, l));
+}
+
+/* A block per query head and merge. */
+static __global__ void __launch_bounds__(ATTEND_THREADS)
+    attend_merge(const cuda_cache c, const struct cuda_attend a, const cuda_step s)
+{
+    CUDA_SHARED(float, x);
+    const cuda_merge merge = a.merges[blockIdx.y];
+    const uint32_t head = blockIdx.x, lane = threadIdx.x % 32;
+    const size_t slot = (size_t)c.n_heads * (c.dim_v + 2), step = slot * merge.n_rows;
+    cuda_wait();
+    cuda_let_next_start();
+    for (uint32_t r = 0; r < merge.n_rows; r++) {
+        const uint32_t position = s.row_position[merge.first_row + r];
+        const uint32_t first =
+            max(merge.first_chunk, window_begin(a.window, position) / CUDA_CHUNK);
+        const uint32_t end = min(merge.first_chunk + merge.n_chunks, position / CUDA_CHUNK + 1);
+        const float *from = partial_of(
+            c, a, merge.partial + (size_t)(first - merge.first_chunk) * merge.n_rows + r);
+        const float2 *of_chunk =
+            reinterpret_cast<const float2 *>(from + c.n_heads * c.dim_v) + head;
+        for (uint32_t d = threadIdx.x; d - lane < c.dim_v; d += ATTEND_THREADS) {
+            float o = merge_sums(from + head * c.dim_v + d, of_chunk, step, end - first,
+                                 d < c.dim_v, lane);
+            if (d < c.dim_v)
+                x[d] = o;
+        }
+        __syncthreads();
+        store_heads(c, a, x, 0, pairs{merge.first_row + r, head, 1}, 0, 1, threadIdx.x,
+                    ATTEND_THREADS, [] { __syncthreads(); });
+        __syncthreads();
+    }
+}
+
+/* ---- what store_heads leaves ----------------------------------------------------------------- */
+
+/* Zeros after the last column, and the sums of groups that are several heads'. */
+static __global__ void finish_rows(const cuda_packed to)
+{
+    const uint32_t row = blockIdx.x;
+    cuda_wait();
+    cuda_let_next_start();
+    for (uint32_t i = threadIdx.x; i < 2 * to.blocks; i += blockDim.x) {
+        float sum = 0;
+        for (uint32_t column = 16 * i; column < 16 * i + 16; column++) {
+            uint16_t *number = packed_number(to, row, column);
+            if (column >= to.cols)
+                *number = 0;
+            sum = __fadd_rn(sum, __half2float(__ushort_as_half(*number)));
+        }
+        to.sums[((size_t)(row / CUDA_ROWS_PAD) * 2 * to.blocks + i) * CUDA_ROWS_PAD +
+                row % CUDA_ROWS_PAD] = sum;
+    }
+}
+
+/* ---- launches -------------------------------------------------------------------------------- */
+
+size_t cuda_partial_bytes(const struct cuda_cache *cache, uint32_t n_partials)
+{
+    return (size_t)n_partials * cache->n_heads * (cache->dim_v + 2) * sizeof(float);
+}
+
+template <typename Kernel, typename... More>
+static cudaError_t start(Kernel kernel, size_t shared, const cuda_cache *cache,
+                         const struct cuda_attend *attend, const cuda_step *step,
+                         cudaStream_t stream, More... more)
+{
+    if (shared > 48u << 10) {
+        cudaError_t error = cudaFuncSetAttribute(
+            (const void *)kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cuda_launch(kernel, dim3(cache->n_kv_heads, step->n_pieces), dim3(ATTEND_THREADS),
+                       shared, stream, *cache, *attend, *step, more...);
+}
+
+/* The kernel for heads of 64 or 128 of keys and values of one type. */
+template <uint32_t T, uint32_t KU>
+static cudaError_t start_exact(const cuda_cache *cache, const struct cuda_attend *attend,
+                               const cuda_step *step, cudaStream_t stream)
+{
+    constexpr int blocks = KU == 4 ? 3 : 4;
+    const size_t shared = narrow_shared_bytes(cache->dim_k, cache->dim_v);
+    if (step->n_rows > CUDA_NARROW_ROWS)
+        return start(attend_wide<T, T, KU>, max(shared, wide_shared<KU>::bytes), cache, attend,
+                     step, stream, cuda_piece_rows(cache));
+    return start(attend_narrow<T, T, KU, KU / 2, true, blocks>, shared, cache, attend, step,
+                 stream);
+}
+
+template <uint32_t T>
+static cudaError_t start_type(const cuda_cache *cache, const struct cuda_attend *attend,
+                              const cuda_step *step, cudaStream_t stream)
+{
+    return cache->dim_k == 64 ? start_exact<T, 2>(cache, attend, step, stream)
+                              : start_exact<T, 4>(cache, attend, step, stream);
+}
+
+static cudaError_t start_pieces(const cuda_cache *cache, const struct cuda_attend *attend,
+                                const cuda_step *step, cudaStream_t stream)
+{
+    if (cuda_wide_rows(cache) == 0)
+        return start(
+            attend_narrow<CACHE_ANY, CACHE_ANY, CACHE_DIM_MAX / 32, CACHE_DIM_MAX / 64, false, 1>,
+            narrow_shared_bytes(cache->dim_k, cache->dim_v), cache, attend, step, stream);
+    if (cache->k_type != cache->v_type)
+        return start_type<CACHE_ANY>(cache, attend, step, stream);
+    if (cache->k_type == INFER_TYPE_F16)
+        return start_type<INFER_TYPE_F16>(cache, attend, step, stream);
+    if (cache->k_type == INFER_TYPE_Q8_0)
+        return start_type<INFER_TYPE_Q8_0>(cache, attend, step, stream);
+    return start_type<INFER_TYPE_Q4_0>(cache, attend, step, stream);
+}
+
+cudaError_t cuda_attend(const struct cuda_cache *cache, const struct cuda_attend *attend,
+                        const struct cuda_step *step, cudaStream_t stream)
+{
+    const uint32_t columns = cache->n_heads * cache->head_dim_v;
+    cudaError_t error = cudaSuccess;
+    if (step->n_pieces == 0)
+        return cudaSuccess;
+    error = start_pieces(cache, attend, step, stream);
+    if (error == cudaSuccess && attend->n_merges != 0)
+        error =
+            cuda_launch(attend_merge, dim3(cache->n_heads, attend->n_merges), dim3(ATTEND_THREADS),
+                        cache->dim_v * sizeof(float), stream, *cache, *attend, *step);
+    if (error == cudaSuccess && (cache->head_dim_v % 16 != 0 || columns % CUDA_UNIT != 0))
+        error = cuda_launch(finish_rows, dim3(step->n_rows), dim3(ATTEND_THREADS), 0, stream,
+                            attend->to);
+    return error;
+}

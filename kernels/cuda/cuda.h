@@ -1,0 +1,338 @@
+/* cuda.h: the words that the files of the CUDA backend share.
+ *
+ *   backend.c      the entry point, its options, the device
+ *   plan.c         which plans are run; operations with their tensors found
+ *   model.c        a plan laid out in device memory; upload.c: rows of the file on their way there
+ *   batch.c        a batch checked, and the numbers of a step that kernels read
+ *   step.c         the plan's operations as kernels; graph.c: captured and replayed; profile.c:
+ * timed pages.c        pages copied, zeroed, read, written, shifted between steps format.cu how
+ * weights lie in memory: file rows to fragment order product.cu     y = W x for 1 to 16 rows of x,
+ * bound by the weights' bytes product_many.cu   the same for more rows, bound by the tensor cores
+ *   rows.cu        embedding, norms, activation: what is done to a row of x at a time
+ *   cache.cu       keys and values into pages, rotation; pages copied, zeroed, shifted
+ *   attend.cu      attention over the pages
+ *   pieces.c       attention cut into pieces, a block's work each
+ *   sample.cu      logits to tokens
+ *   device.cuh     the instructions that C does not have, and how kernels are launched
+ *
+ * Host code is C over the runtime API; a .cu file holds kernels and, as extern "C", the functions
+ * declared here that launch them. A launch function takes device pointers, never waits, allocates
+ * nothing, and returns a cudaError_t.
+ *
+ * The same tokens alone or in any batch. A row's numbers depend on its own sequence alone, bit for
+ * bit, because every kernel adds up in an order that is fixed by the shape of the weights and by
+ * positions, never by how many rows there are or who else is there:
+ *   - products are sums of CUDA_SEGMENTS partial sums, each over a fixed share of the columns in
+ *     ascending order with the same tensor-core instruction; those of each quarter of the columns
+ *     are added in ascending order, and then the quarters;
+ *   - attention handles keys in chunks of CUDA_CHUNK positions (a multiple of it is where a chunk
+ *     begins), each with its own maximum, and merges chunks in ascending order, whether one warp
+ *     walks through all of them or each is another block's.
+ *
+ * Rows of a step are padded to a size of which there are few (a "bucket", batch.c), so that a
+ * captured graph serves many steps. Kernels over rows compute the padding too; nothing reads it.
+ *
+ * Threads: of one model one call at a time; model loading has a stream of its own. */
+#ifndef INFERD_KERNELS_CUDA_H
+#define INFERD_KERNELS_CUDA_H
+
+#include "inferd/backend.h"
+
+#include <cuda_runtime_api.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CUDA_PAGE_TOKENS 16u
+#define CUDA_SEGMENTS    16u /* partial sums of a product */
+#define CUDA_CHUNK       64u /* positions of one partial attention */
+#define CUDA_TILE_ROWS   16u /* weight rows of one tensor-core tile */
+#define CUDA_UNIT        64u /* columns of one unit of a tile; rows of W are padded to it */
+#define CUDA_ROWS_PAD    8u  /* rows of x of one tensor-core tile */
+
+/* ---- weights: format.cu ---------------------------------------------------------------------- */
+
+/* value = scale * code, or scale * code + minimum; scales and minima are half-precision, one per
+ * group of columns. Codes are whole numbers that half-precision holds exactly, so that the tensor
+ * cores multiply codes and the scale meets the group's sum in float32. */
+enum cuda_format {
+    CUDA_F16, /* half-precision values: F16, BF16, F32 */
+    CUDA_W4,  /* 4 bits - 8, per 32: Q4_0, TQ1_0, TQ2_0 */
+    CUDA_W4M, /* 4 bits and minimum, per 32: Q4_1, Q4_K */
+    CUDA_W5M, /* 5 bits and minimum, per 32: Q5_0, Q5_1, Q5_K */
+    CUDA_W6,  /* 6 bits - 32, per 16: Q6_K, Q3_K */
+    CUDA_W8,  /* 8 bits, signed, per 32: Q8_0, IQ4_NL, IQ4_XS, IQ3_S, MXFP4 */
+    CUDA_W8M, /* 8 bits, signed, and minimum, per 16: Q2_K */
+    CUDA_FORMATS
+};
+
+/* A matrix of `rows` outputs and `cols` inputs in device memory. Row tile i holds rows
+ * 16 i .. 16 i + 15 (padded with zeros), unit u of it columns 64 u .. 64 u + 63. format.cu has the
+ * picture of each plane. */
+struct cuda_matrix {
+    uint32_t format; /* enum cuda_format */
+    uint32_t type;   /* enum infer_type: the file's */
+    uint32_t rows, cols;
+    uint32_t tiles, units; /* rows / 16 and cols / 64, rounded up */
+    uint8_t *codes;  /* [tiles][units] of 32 lanes x 16 bytes (4 bits), twice that (8 bits), four
+                        times (F16) */
+    uint8_t *high;   /* W5M, W6: the bits above the lowest four, else NULL */
+    uint8_t *scales; /* [tiles][units]; NULL for F16 */
+};
+
+/* CUDA_FORMATS when the tensor type is not known. */
+uint32_t cuda_format_of(uint32_t type);
+/* Device bytes of all planes, a multiple of 256; 0 when that overflows. */
+size_t cuda_matrix_bytes(uint32_t type, uint32_t rows, uint32_t cols);
+/* Fills *ret for memory of that size, at a multiple of 256, which must be all zero before the first
+ * write. */
+void cuda_matrix_init(struct cuda_matrix *ret, uint32_t type, uint32_t rows, uint32_t cols,
+                      void *memory);
+/* n_rows rows in the file's encoding, row_bytes each, that lie in device memory at `from`, to
+ * rows first_row ... of the matrix. */
+cudaError_t cuda_matrix_write(const struct cuda_matrix *m, uint32_t first_row, uint32_t n_rows,
+                              const void *from, size_t row_bytes, cudaStream_t stream);
+/* to[i][cols] = scale * row ids[i] of the matrix, as float32; ids in device memory, to[i] at
+ * to + i * stride. What EMBED does, and how tests look into a matrix. */
+cudaError_t cuda_matrix_read(const struct cuda_matrix *m, const int32_t *ids, uint32_t n,
+                             float scale, float *to, size_t stride, cudaStream_t stream);
+
+/* ---- rows of activations: rows.cu ------------------------------------------------------------ */
+
+/* Rows of x as products want them: half-precision, in the order of tensor-core fragments, and the
+ * sums of each 16 columns for formats with a minimum. Columns are padded with zeros to a multiple
+ * of 64, rows (with anything) to a multiple of 8. For row tile t (8 rows) and block b (32 columns)
+ * there are 32 lanes x 16 bytes at values + ((t * blocks + b) * 32 + lane) * 8; lane = 4 g + q has
+ * row 8 t + g, columns 32 b + 4 q + {0, 1, 2, 3} and 32 b + 16 + 4 q + {0, 1, 2, 3}. sums[(t * 2 *
+ * blocks + c) * 8 + g] is the float32 sum, of the rounded values and in ascending order of columns,
+ * of columns 16 c .. 16 c + 15 of row 8 t + g. */
+struct cuda_packed {
+    uint16_t *values;
+    float *sums;
+    uint32_t cols;   /* before padding */
+    uint32_t blocks; /* of 32 columns: 2 * units of a matrix with as many columns */
+};
+
+static inline size_t cuda_packed_values_bytes(uint32_t rows, uint32_t cols)
+{
+    return (size_t)((rows + 7) / 8 * 8) * ((cols + 63) / 64 * 64) * 2;
+}
+static inline size_t cuda_packed_sums_bytes(uint32_t rows, uint32_t cols)
+{
+    return (size_t)((rows + 7) / 8 * 8) * ((cols + 63) / 64 * 4) * 4;
+}
+
+/* RMSNorm and packing: for i < n the row x[index ? index[i] : i], of to->cols values, divided by
+ * sqrt(mean of squares + eps), times weight. weight NULL: packed as it is, without norm. index in
+ * device memory. Values beyond +-65504 are cut to that. */
+cudaError_t cuda_pack(const float *x, size_t stride, const int32_t *index, uint32_t n,
+                      const float *weight, float eps, const struct cuda_packed *to,
+                      cudaStream_t stream);
+/* t = act(gate) * up, packed. For gate and up that do not have the same format. */
+cudaError_t cuda_pack_gated(const float *gate, const float *up, size_t stride, uint32_t n,
+                            uint32_t activation, const struct cuda_packed *to, cudaStream_t stream);
+
+/* ---- products: product.cu, product_many.cu --------------------------------------------------- */
+
+enum cuda_finish {
+    CUDA_STORE, /* to[row][r] = scale * (W x)[r] + bias[r] */
+    CUDA_ADD,   /* to[row][r] += (W x)[r] + bias[r] */
+    CUDA_GATED, /* packed[row][r] = act((W x)[r]) * (V x)[r], W and V of the same format */
+};
+
+/* One matrix, or W and V of CUDA_GATED. n_rows rows of x; only they are read and have results. */
+struct cuda_product {
+    struct cuda_matrix w, v;
+    struct cuda_packed x;
+    uint32_t n_rows;
+    uint32_t finish;     /* enum cuda_finish */
+    uint32_t activation; /* of CUDA_GATED */
+    float scale;
+    const float *bias; /* NULL: none */
+    float *to;
+    size_t stride; /* of `to`, in numbers */
+    struct cuda_packed gated;
+};
+
+/* Up to 3 products of the same x that do not depend on each other: q, k and v. Those of one format
+ * run in one launch. */
+cudaError_t cuda_multiply(const struct cuda_product *products, uint32_t n, cudaStream_t stream);
+
+/* The ways to do it, for tests and measurements; every way gives a row the same bits. */
+enum cuda_way {
+    CUDA_FASTEST, /* what cuda_multiply() takes, by rows and sizes */
+    CUDA_FEW,     /* at most 16 rows */
+    CUDA_DEEP,
+    CUDA_WIDE,
+};
+cudaError_t cuda_multiply_by(enum cuda_way way, const struct cuda_product *products, uint32_t n,
+                             cudaStream_t stream);
+
+/* ---- a step's numbers on the device: batch.c ------------------------------------------------- */
+
+struct cuda_seq {
+    uint32_t first_row, n_rows;
+    uint32_t position;
+    uint32_t first_page; /* index into cuda_step.pages */
+};
+
+/* One piece of attention, a block's work per key head: rows first_row .. first_row + n_rows - 1 of
+ * the step, all of sequence `seq`; for them chunks first_chunk .. first_chunk + n_chunks - 1 (those
+ * outside of a layer's window are left out). A piece of n_rows 0 is none. pieces.c makes them. */
+struct cuda_piece {
+    uint32_t seq;
+    uint32_t first_row, n_rows;
+    uint32_t first_chunk, n_chunks;
+    uint32_t
+        partial; /* where its partial results go; CUDA_WHOLE: it has all chunks, and finishes */
+};
+#define CUDA_WHOLE UINT32_MAX
+
+/* Device pointers; the arrays are as long as the bucket says, padded with rows of no sequence
+ * (row_seq UINT32_MAX, token 0, position 0), with pieces and merges of n_rows 0. */
+struct cuda_step {
+    const int32_t *tokens;        /* per row */
+    const uint32_t *row_seq;      /* per row */
+    const uint32_t *row_position; /* per row */
+    const struct cuda_seq *seqs;
+    const uint32_t *pages;
+    const struct cuda_piece *pieces;
+    const int32_t *output_rows; /* the rows that HEAD is for */
+    uint32_t n_rows;            /* of the bucket */
+    uint32_t n_pieces;          /* of the bucket */
+};
+
+/* ---- the cache: cache.cu --------------------------------------------------------------------- */
+
+/* A page holds, for each layer and each key head in turn, 16 keys and then 16 values; cache.cu has
+ * the picture of both. Everything is for one part of a plan: its n_kv_heads. */
+struct cuda_cache {
+    uint8_t *pages; /* device memory, zero at first; page p at pages + p * page_bytes */
+    uint32_t n_pages;
+    uint32_t n_layers, n_heads, n_kv_heads;
+    uint32_t head_dim, head_dim_v;
+    uint32_t dim_k, dim_v; /* the same, padded with zeros to a multiple of 32 */
+    uint32_t k_type, v_type;
+    size_t key_bytes, value_bytes; /* of 16 keys, values of one head */
+    size_t head_bytes, layer_bytes, page_bytes;
+};
+
+/* Fills all but pages. -ENOTSUP: types or sizes that this backend does not keep. */
+int cuda_cache_init(struct cuda_cache *ret, const struct infer_shape *shape,
+                    const struct infer_state_config *state);
+
+/* What QKV does after its products: q, k, v are float32 [row][heads * head_dim(_v)]. Head norms
+ * (NULL: none), rotation by the row's position, k and v into the pages, q (times scale and
+ * log2(e)) into `queries` as half-precision [row][n_heads][dim_k]. inv_freq in device memory, [rope
+ * n_dims / 2]. */
+struct cuda_turn {
+    const float *q, *k, *v;
+    size_t q_stride, k_stride, v_stride;
+    const float *q_norm, *k_norm;
+    float eps;
+    uint32_t rope_style, rope_dims;
+    const float *inv_freq;
+    float magnitude;
+    float scale; /* of ATTEND */
+    uint16_t *queries;
+    uint32_t layer;
+};
+cudaError_t cuda_turn_and_cache(const struct cuda_cache *cache, const struct cuda_turn *turn,
+                                const struct cuda_step *step, cudaStream_t stream);
+
+cudaError_t cuda_cache_copy(const struct cuda_cache *cache, uint32_t to, uint32_t from,
+                            cudaStream_t stream);
+/* See page_shift of backend.h; the angle is the exact product delta * inv_freq, as in ref/rope.h.
+ */
+cudaError_t cuda_cache_shift(const struct cuda_cache *cache, uint32_t page, int32_t delta,
+                             uint32_t rope_style, uint32_t rope_dims, const float *inv_freq,
+                             cudaStream_t stream);
+
+/* ---- attention: attend.cu -------------------------------------------------------------------- */
+
+#define CUDA_PAIRS 16u /* (row, query head) pairs of a tile: rows of one tensor-core product */
+/* Pieces of steps with more rows may be wide: several tiles that walk through the keys together. */
+#define CUDA_NARROW_ROWS 128u
+
+/* Rows of a narrow piece: as many as make one tile, at least 1 (then a piece has several tiles). */
+static inline uint32_t cuda_piece_rows(const struct cuda_cache *cache)
+{
+    uint32_t per_kv = cache->n_heads / cache->n_kv_heads;
+    return per_kv >= CUDA_PAIRS ? 1 : CUDA_PAIRS / per_kv;
+}
+
+/* Most rows of a wide piece; 0 where there are none. */
+uint32_t cuda_wide_rows(const struct cuda_cache *cache);
+
+/* Bytes of partial results for so many partials: per partial and query head a maximum, a sum and
+ * dim_v values, float32. A partial is one chunk of one row: a piece whose `partial` is P writes row
+ * r of its chunk c to P + c * n_rows + r.  */
+size_t cuda_partial_bytes(const struct cuda_cache *cache, uint32_t n_partials);
+
+/* For rows whose chunks are several pieces', one behind another: the first of these pieces in all
+ * but n_chunks, which is that of all of them together. n_rows 0: none. */
+struct cuda_merge {
+    uint32_t first_row, n_rows;
+    uint32_t first_chunk, n_chunks;
+    uint32_t partial;
+};
+
+/* The pieces and merges of a step, cut so that about 2 n_processors blocks have something to do;
+ * what is cut does not change what comes out. `window` is the largest of all layers, 0: all. */
+void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint32_t n_seqs,
+              uint32_t window, uint32_t n_processors, struct cuda_piece *pieces,
+              struct cuda_merge *merges, uint32_t *ret_pieces, uint32_t *ret_merges);
+/* The most of each that there can be in a step of so many rows and sequences. */
+void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t max_seqs,
+                   uint32_t n_processors, uint32_t *ret_pieces, uint32_t *ret_merges,
+                   uint32_t *ret_partials);
+
+struct cuda_attend {
+    const uint16_t *queries;
+    uint32_t layer;
+    uint32_t window; /* 0: all */
+    float *partials;
+    const struct cuda_merge *merges; /* device memory */
+    uint32_t n_merges;               /* of the bucket; 0: no piece writes partials */
+    struct cuda_packed to;           /* o, [n_heads * head_dim_v] per row */
+};
+cudaError_t cuda_attend(const struct cuda_cache *cache, const struct cuda_attend *attend,
+                        const struct cuda_step *step, cudaStream_t stream);
+
+/* ---- sampling: sample.cu --------------------------------------------------------------------- */
+
+/* infer_batch_output as the device sees it; indices into arrays beside it. */
+struct cuda_output {
+    uint32_t row; /* of the logits */
+    uint32_t sample;
+    int32_t target;
+    uint32_t n_top;
+    struct infer_sampling sampling;
+    uint32_t first_bias, n_bias;
+    uint32_t first_seen, n_seen;
+    double uniform;
+};
+struct cuda_drawn {
+    int32_t token;
+    float logprob, target_logprob;
+    struct infer_logprob top[INFER_TOP_MAX];
+};
+
+/* Working memory for max_outputs outputs. */
+size_t cuda_sample_scratch_bytes(uint32_t n_vocab, uint32_t max_outputs);
+/* Everything in device memory. Same results as ref/sample.h, but for the rounding of sums. The
+ * logits are left as they are. */
+cudaError_t cuda_sample(const float *logits, size_t stride, uint32_t n_vocab,
+                        const struct cuda_output *outputs, uint32_t n_outputs,
+                        const struct infer_logit_bias *bias, const int32_t *seen, void *scratch,
+                        struct cuda_drawn *ret, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,184 @@
+/* pieces.c: a step's attention cut into pieces.
+ *
+ * A piece is a block's work per key head. Two kinds:
+ *
+ *   narrow   one tile of rows. The keys of a single sequence at depth 2,048 are 32 chunks, and with
+ * 8 key heads 256 blocks, one chunk each, are what fills a device of 132 processors. So the chunks
+ * of all tiles are shared out over about as many blocks as run at once, and where a tile's chunks
+ * became several pieces', a merge brings them together. With many sequences there are enough tiles,
+ * and nothing is cut. wide     up to 8 tiles, of a prompt's rows, that read each key once for all.
+ * Bound by the tensor cores. Half as large where that gives no more blocks than there are
+ * processors.
+ *
+ * Cuts may depend on the batch: chunks are at the same places for every cut, and are merged in the
+ * same order. Pure functions. */
+#include "cuda/cuda.h"
+
+#define WIDE_TILES     8u
+#define WIDE_TILES_MIN 4u
+/* A tile with no more chunks is not cut: a merge takes about as long as this many. */
+#define UNCUT_CHUNKS 3u
+/* Row chunks that partial results are kept of, at most: 68 MB for 32 heads of 128. */
+#define PARTIALS_MAX 4096u
+
+static uint32_t per_kv(const struct cuda_cache *cache)
+{
+    return cache->n_heads / cache->n_kv_heads;
+}
+
+static uint32_t divide_up(uint32_t n, uint32_t by)
+{
+    return (n + by - 1) / by;
+}
+
+uint32_t cuda_wide_rows(const struct cuda_cache *cache)
+{
+    bool fits = cache->dim_k == cache->dim_v && (cache->dim_k == 64 || cache->dim_k == 128);
+    return fits ? WIDE_TILES * CUDA_PAIRS / per_kv(cache) : 0;
+}
+
+/* Pieces per key head that give every processor two blocks. */
+static uint32_t pieces_wanted(const struct cuda_cache *cache, uint32_t n_processors)
+{
+    return divide_up(2 * n_processors, cache->n_kv_heads);
+}
+
+static uint32_t partials_most(const struct cuda_cache *cache)
+{
+    uint64_t chunks = cache->n_pages / (CUDA_CHUNK / CUDA_PAGE_TOKENS) + 1u;
+    chunks *= cuda_piece_rows(cache);
+    return chunks < PARTIALS_MAX ? (uint32_t)chunks : PARTIALS_MAX;
+}
+
+void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t max_seqs,
+                   uint32_t n_processors, uint32_t *ret_pieces, uint32_t *ret_merges,
+                   uint32_t *ret_partials)
+{
+    uint32_t tiles = max_rows / cuda_piece_rows(cache) + max_seqs;
+    uint32_t wanted = pieces_wanted(cache, n_processors);
+    tiles = tiles < max_rows ? tiles : max_rows;
+    *ret_pieces = tiles + wanted;
+    *ret_merges = tiles < wanted ? tiles : wanted;
+    *ret_partials = partials_most(cache);
+}
+
+/* A step that is being cut. */
+struct cut {
+    const struct cuda_cache *cache;
+    uint32_t window;
+    uint32_t wide_rows;  /* of a wide piece; 0: none are made */
+    uint32_t most;       /* chunks of a narrow piece */
+    uint32_t n_partials; /* that are given away */
+    struct cuda_piece *pieces;
+    struct cuda_merge *merges;
+    uint32_t n_pieces, n_merges;
+};
+
+static bool is_wide(const struct cut *c, const struct cuda_seq *seq)
+{
+    return c->wide_rows && seq->n_rows * per_kv(c->cache) >= WIDE_TILES_MIN * CUDA_PAIRS;
+}
+
+/* n_rows rows from the sequence's row `row` on, with all chunks that one of them sees. */
+static struct cuda_piece piece_of(const struct cut *c, const struct cuda_seq *seq, uint32_t s,
+                                  uint32_t row, uint32_t n_rows)
+{
+    uint32_t first = seq->position + row, last = first + n_rows - 1;
+    uint32_t oldest = c->window && first >= c->window ? first - c->window + 1 : 0;
+    return (struct cuda_piece){
+        .seq = s,
+        .first_row = seq->first_row + row,
+        .n_rows = n_rows,
+        .first_chunk = oldest / CUDA_CHUNK,
+        .n_chunks = last / CUDA_CHUNK - oldest / CUDA_CHUNK + 1,
+        .partial = CUDA_WHOLE,
+    };
+}
+
+/* A tile: whole, or its chunks shared out evenly. */
+static void add_tile(struct cut *c, struct cuda_piece tile)
+{
+    uint32_t n = tile.n_chunks > UNCUT_CHUNKS ? divide_up(tile.n_chunks, c->most) : 1;
+    if (n == 1 || tile.n_chunks > (partials_most(c->cache) - c->n_partials) / tile.n_rows) {
+        c->pieces[c->n_pieces++] = tile;
+        return;
+    }
+    tile.partial = c->n_partials;
+    c->n_partials += tile.n_chunks * tile.n_rows;
+    c->merges[c->n_merges++] = (struct cuda_merge){.first_row = tile.first_row,
+                                                   .n_rows = tile.n_rows,
+                                                   .first_chunk = tile.first_chunk,
+                                                   .n_chunks = tile.n_chunks,
+                                                   .partial = tile.partial};
+    for (uint32_t i = 0; i < n; i++) {
+        struct cuda_piece piece = tile;
+        piece.n_chunks = tile.n_chunks / n + (i < tile.n_chunks % n);
+        c->pieces[c->n_pieces++] = piece;
+        tile.first_chunk += piece.n_chunks;
+        tile.partial += piece.n_chunks * tile.n_rows;
+    }
+}
+
+/* The last rows have most keys, and go first. */
+static void add_wide(struct cut *c, const struct cuda_seq *seq, uint32_t s)
+{
+    for (uint32_t row = (seq->n_rows - 1) / c->wide_rows * c->wide_rows;; row -= c->wide_rows) {
+        uint32_t rest = seq->n_rows - row;
+        c->pieces[c->n_pieces++] =
+            piece_of(c, seq, s, row, rest < c->wide_rows ? rest : c->wide_rows);
+        if (row == 0)
+            return;
+    }
+}
+
+static void add_narrow(struct cut *c, const struct cuda_seq *seq, uint32_t s)
+{
+    const uint32_t rows = cuda_piece_rows(c->cache);
+    for (uint32_t row = 0; row < seq->n_rows; row += rows) {
+        uint32_t rest = seq->n_rows - row;
+        add_tile(c, piece_of(c, seq, s, row, rest < rows ? rest : rows));
+    }
+}
+
+/* How large wide pieces are, and how many chunks a narrow one has. */
+static void measure(struct cut *c, const struct cuda_seq *seqs, uint32_t n_seqs,
+                    uint32_t n_processors)
+{
+    const uint32_t rows = cuda_piece_rows(c->cache);
+    uint32_t n_rows = 0, n_wide = 0;
+    uint64_t chunks = 0;
+    for (uint32_t s = 0; s < n_seqs; s++)
+        n_rows += seqs[s].n_rows;
+    c->wide_rows = n_rows > CUDA_NARROW_ROWS ? cuda_wide_rows(c->cache) : 0;
+    for (uint32_t s = 0; s < n_seqs; s++) {
+        const struct cuda_seq *seq = &seqs[s];
+        if (is_wide(c, seq)) {
+            n_wide += divide_up(seq->n_rows, c->wide_rows);
+            continue;
+        }
+        for (uint32_t row = 0; row < seq->n_rows; row += rows) {
+            uint32_t rest = seq->n_rows - row;
+            chunks += piece_of(c, seq, s, row, rest < rows ? rest : rows).n_chunks;
+        }
+    }
+    if (c->wide_rows > 1 && n_wide * c->cache->n_kv_heads <= n_processors)
+        c->wide_rows /= 2;
+    uint32_t wanted = pieces_wanted(c->cache, n_processors);
+    c->most = chunks > wanted ? (uint32_t)((chunks + wanted - 1) / wanted) : 1;
+}
+
+void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint32_t n_seqs,
+              uint32_t window, uint32_t n_processors, struct cuda_piece *pieces,
+              struct cuda_merge *merges, uint32_t *ret_pieces, uint32_t *ret_merges)
+{
+    struct cut c = {.cache = cache, .window = window, .pieces = pieces, .merges = merges};
+    measure(&c, seqs, n_seqs, n_processors);
+    for (uint32_t s = 0; s < n_seqs; s++)
+        if (seqs[s].n_rows && is_wide(&c, &seqs[s]))
+            add_wide(&c, &seqs[s], s);
+    for (uint32_t s = 0; s < n_seqs; s++)
+        if (!is_wide(&c, &seqs[s]))
+            add_narrow(&c, &seqs[s], s);
+    *ret_pieces = c.n_pieces;
+    *ret_merges = c.n_merges;
+}

@@ -1,0 +1,288 @@
+/* plan.c: which plans the CUDA backend runs, and its operations with their tensors found.
+ *
+ * The daemon has checked the plan; this is the second lock, and where an operation, a tensor type
+ * or a shape that there is no kernel for is refused by name. What products use, and the embedding
+ * table, is a matrix in the device's own format; norms and biases become float32.
+ *
+ * One order of operations is asked for: an ATTEND follows the QKV whose queries it uses, since
+ * those are scaled for it where they are turned, and it is their only one. Pure but for last_error;
+ * any thread. */
+#include "cuda/model.h"
+
+#include "ref/quant.h"
+
+#include <errno.h>
+#include <inttypes.h>
+
+/* Numbers that fit a grid's dimensions and 32-bit indices with room. */
+#define DIM_MAX      (1u << 20)
+#define HEAD_DIM_MAX (1u << 12)
+/* Each may bring 24 KiB of biases and seen tokens. */
+#define OUTPUTS_MAX 4096u
+
+struct checker {
+    const struct infer_plan *plan;
+    struct cuda_tensor *tensors;
+};
+
+static int check_tensor(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows,
+                        const char *what)
+{
+    if (index >= c->plan->n_tensors)
+        return cuda_fail(-EINVAL, "the plan names no tensor for %s", what);
+    const struct infer_tensor *t = &c->plan->tensors[index];
+    if (t->ne[0] != cols || t->n_rows != rows)
+        return cuda_fail(-EINVAL,
+                         "tensor %.64s is %" PRIu64 " x %" PRIu64 ", but %s needs %" PRIu64
+                         " x %" PRIu64,
+                         t->name, t->ne[0], t->n_rows, what, cols, rows);
+    uint32_t block = ref_block(t->type);
+    if (!block || cuda_format_of(t->type) >= CUDA_FORMATS)
+        return cuda_fail(-ENOTSUP, "tensor %.64s has type %" PRIu32 ", which is not known", t->name,
+                         t->type);
+    if (cols % block || t->row_bytes != ref_row_bytes(t->type, cols))
+        return cuda_fail(-EINVAL,
+                         "tensor %.64s has rows of %" PRIu64 " bytes for %" PRIu64 " values",
+                         t->name, t->row_bytes, cols);
+    return 0;
+}
+
+static int use(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows, uint32_t role,
+               const char *what)
+{
+    int r = check_tensor(c, index, cols, rows, what);
+    if (r < 0)
+        return r;
+    struct cuda_tensor *t = &c->tensors[index];
+    if (t->role != CUDA_UNUSED && t->role != role)
+        return cuda_fail(-EINVAL, "tensor %.64s is used as a matrix and as a vector",
+                         c->plan->tensors[index].name);
+    t->role = role;
+    return 0;
+}
+
+static int use_matrix(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows,
+                      const char *what)
+{
+    return use(c, index, cols, rows, CUDA_MATRIX, what);
+}
+
+static int use_vector(const struct checker *c, uint32_t index, uint64_t n, const char *what)
+{
+    return use(c, index, n, 1, CUDA_VECTOR, what);
+}
+
+static int use_optional(const struct checker *c, uint32_t index, uint64_t n, const char *what)
+{
+    return index == INFER_TENSOR_NONE ? 0 : use_vector(c, index, n, what);
+}
+
+/* ---- operations ------------------------------------------------------------------------------ */
+
+static int check_qkv(const struct checker *c, const struct infer_op *op)
+{
+    const struct infer_shape *s = &c->plan->shape;
+    const uint64_t q = (uint64_t)s->n_heads * s->head_dim;
+    const uint64_t k = (uint64_t)s->n_kv_heads * s->head_dim;
+    const uint64_t v = (uint64_t)s->n_kv_heads * s->head_dim_v;
+    const struct {
+        uint32_t w, bias;
+        uint64_t rows;
+    } part[3] = {{op->as.qkv.wq, op->as.qkv.bq, q},
+                 {op->as.qkv.wk, op->as.qkv.bk, k},
+                 {op->as.qkv.wv, op->as.qkv.bv, v}};
+    int r = use_vector(c, op->norm, s->n_embd, "a norm");
+    for (int i = 0; i < 3 && r >= 0; i++) {
+        r = use_matrix(c, part[i].w, s->n_embd, part[i].rows, "attention");
+        if (r >= 0)
+            r = use_optional(c, part[i].bias, part[i].rows, "a bias");
+    }
+    if (r >= 0)
+        r = use_optional(c, op->as.qkv.q_norm, s->head_dim, "a head norm");
+    if (r >= 0)
+        r = use_optional(c, op->as.qkv.k_norm, s->head_dim, "a head norm");
+    return r;
+}
+
+static int check_project(const struct checker *c, const struct infer_op *op)
+{
+    const struct infer_shape *s = &c->plan->shape;
+    bool from_o = op->as.project.from == INFER_VALUE_O;
+    if (!from_o && op->as.project.from != INFER_VALUE_T)
+        return cuda_fail(-ENOTSUP, "a projection is of neither attention nor hidden layer");
+    uint64_t cols = from_o ? (uint64_t)s->n_heads * s->head_dim_v : s->n_ffn;
+    int r = use_matrix(c, op->as.project.w, cols, s->n_embd, "a projection");
+    if (r >= 0)
+        r = use_optional(c, op->as.project.b, s->n_embd, "a bias");
+    return r;
+}
+
+static int check_ffn(const struct checker *c, const struct infer_op *op)
+{
+    const struct infer_shape *s = &c->plan->shape;
+    if (op->as.ffn.activation > INFER_ACT_GELU_TANH)
+        return cuda_fail(-ENOTSUP, "activation %" PRIu32 " is not known", op->as.ffn.activation);
+    int r = use_vector(c, op->norm, s->n_embd, "a norm");
+    if (r >= 0)
+        r = use_matrix(c, op->as.ffn.gate, s->n_embd, s->n_ffn, "a gate");
+    if (r >= 0)
+        r = use_matrix(c, op->as.ffn.up, s->n_embd, s->n_ffn, "the hidden layer");
+    return r;
+}
+
+static int check_op(const struct checker *c, const struct infer_op *op)
+{
+    const struct infer_shape *s = &c->plan->shape;
+    int r;
+    if ((op->kind == INFER_OP_QKV || op->kind == INFER_OP_ATTEND) && op->layer >= s->n_layers)
+        return cuda_fail(-EINVAL, "the plan names layer %" PRIu32 " of %" PRIu32, op->layer,
+                         s->n_layers);
+    switch (op->kind) {
+    case INFER_OP_EMBED:
+        return use_matrix(c, op->as.embed.table, s->n_embd, s->n_vocab, "the embedding");
+    case INFER_OP_QKV:
+        return check_qkv(c, op);
+    case INFER_OP_PROJECT:
+        return check_project(c, op);
+    case INFER_OP_FFN_GATED:
+        return check_ffn(c, op);
+    case INFER_OP_HEAD:
+        r = use_vector(c, op->norm, s->n_embd, "a norm");
+        return r < 0 ? r : use_matrix(c, op->as.head.w, s->n_embd, s->n_vocab, "the head");
+    case INFER_OP_ATTEND:
+    case INFER_OP_ALL_REDUCE: /* this plan is its only part */
+        return 0;
+    default:
+        return cuda_fail(-ENOTSUP, "the plan holds operation %" PRIu32 ", which is not known",
+                         op->kind);
+    }
+}
+
+/* Every ATTEND has a QKV of its own before it. */
+static int check_order(const struct infer_plan *plan)
+{
+    bool queries = false;
+    for (uint32_t i = 0; i < plan->n_ops; i++) {
+        uint32_t kind = plan->ops[i].kind;
+        if (kind == INFER_OP_ATTEND && !queries)
+            return cuda_fail(-ENOTSUP, "operation %" PRIu32 " attends without queries of its own",
+                             i);
+        if (kind == INFER_OP_QKV || kind == INFER_OP_ATTEND)
+            queries = kind == INFER_OP_QKV;
+    }
+    return 0;
+}
+
+static int check_shape(const struct infer_plan *plan, const struct infer_state_config *state)
+{
+    const struct infer_shape *s = &plan->shape;
+    if (!s->n_layers || !s->n_embd || !s->n_ffn || !s->n_vocab || !s->n_heads || !s->n_kv_heads ||
+        !s->head_dim || !s->head_dim_v || s->n_heads % s->n_kv_heads ||
+        s->n_vocab > INFER_VOCAB_MAX)
+        return cuda_fail(-EINVAL, "the plan's shape is not consistent");
+    if ((s->n_embd | s->n_ffn | s->n_heads | s->n_layers) >= DIM_MAX ||
+        s->head_dim > HEAD_DIM_MAX || s->head_dim_v > HEAD_DIM_MAX ||
+        (uint64_t)s->n_heads * s->head_dim > DIM_MAX ||
+        (uint64_t)s->n_heads * s->head_dim_v > DIM_MAX)
+        return cuda_fail(-ENOTSUP, "the plan's shape is too large");
+    if (plan->rope.n_dims > s->head_dim || plan->rope.n_dims % 2 ||
+        (plan->rope.n_dims && !plan->rope.inv_freq))
+        return cuda_fail(-EINVAL, "the rotation covers %" PRIu32 " of %" PRIu32 " dimensions",
+                         plan->rope.n_dims, s->head_dim);
+    if (plan->rope.style > INFER_ROPE_HALVES)
+        return cuda_fail(-ENOTSUP, "rotation style %" PRIu32 " is not known", plan->rope.style);
+    if (state->page_tokens != CUDA_PAGE_TOKENS)
+        return cuda_fail(-ENOTSUP, "pages of %" PRIu32 " tokens; this backend has pages of %u",
+                         state->page_tokens, CUDA_PAGE_TOKENS);
+    if (!state->n_pages || !state->max_rows || state->max_rows > INFER_STEP_ROWS_MAX ||
+        !state->max_seqs || state->max_seqs > INFER_STEP_ROWS_MAX ||
+        state->max_outputs > OUTPUTS_MAX)
+        return cuda_fail(-EINVAL,
+                         "%" PRIu32 " pages, and steps of %" PRIu32 " rows, %" PRIu32
+                         " sequences and %" PRIu32 " outputs",
+                         state->n_pages, state->max_rows, state->max_seqs, state->max_outputs);
+    return 0;
+}
+
+int cuda_plan_check(const struct infer_plan *plan, const struct infer_state_config *state,
+                    struct cuda_tensor *tensors)
+{
+    const struct checker c = {plan, tensors};
+    struct cuda_cache cache;
+    int r = check_shape(plan, state);
+    for (uint32_t i = 0; i < plan->n_ops && r >= 0; i++)
+        r = check_op(&c, &plan->ops[i]);
+    if (r >= 0)
+        r = check_order(plan);
+    if (r >= 0 && cuda_cache_init(&cache, &plan->shape, state) < 0)
+        r = cuda_fail(-ENOTSUP,
+                      "this backend keeps no keys of %" PRIu32 " numbers as %s with values of "
+                      "%" PRIu32 " as %s, %" PRIu32 " queries to a key",
+                      plan->shape.head_dim, ref_type_name(state->k_type), plan->shape.head_dim_v,
+                      ref_type_name(state->v_type), plan->shape.n_heads / plan->shape.n_kv_heads);
+    return r;
+}
+
+/* ---- operations with their tensors ----------------------------------------------------------- */
+
+static const struct cuda_matrix *matrix_of(const struct infer_backend_model *m, uint32_t index)
+{
+    return &m->tensors[index].matrix;
+}
+
+static const float *vector_of(const struct infer_backend_model *m, uint32_t index)
+{
+    return index == INFER_TENSOR_NONE ? NULL : m->tensors[index].vector;
+}
+
+static float scale_after(const struct infer_plan *plan, uint32_t qkv)
+{
+    for (uint32_t i = qkv + 1; i < plan->n_ops && plan->ops[i].kind != INFER_OP_QKV; i++)
+        if (plan->ops[i].kind == INFER_OP_ATTEND)
+            return plan->ops[i].as.attend.scale;
+    return 1; /* nobody asks for these queries */
+}
+
+static void resolve(const struct infer_backend_model *m, uint32_t index, struct cuda_op *ret)
+{
+    const struct infer_op *op = &m->plan->ops[index];
+    *ret = (struct cuda_op){.op = op};
+    switch (op->kind) {
+    case INFER_OP_EMBED:
+        ret->w[0] = matrix_of(m, op->as.embed.table);
+        break;
+    case INFER_OP_QKV:
+        ret->norm = vector_of(m, op->norm);
+        ret->w[0] = matrix_of(m, op->as.qkv.wq);
+        ret->w[1] = matrix_of(m, op->as.qkv.wk);
+        ret->w[2] = matrix_of(m, op->as.qkv.wv);
+        ret->bias[0] = vector_of(m, op->as.qkv.bq);
+        ret->bias[1] = vector_of(m, op->as.qkv.bk);
+        ret->bias[2] = vector_of(m, op->as.qkv.bv);
+        ret->q_norm = vector_of(m, op->as.qkv.q_norm);
+        ret->k_norm = vector_of(m, op->as.qkv.k_norm);
+        ret->attend_scale = scale_after(m->plan, index);
+        break;
+    case INFER_OP_PROJECT:
+        ret->w[0] = matrix_of(m, op->as.project.w);
+        ret->bias[0] = vector_of(m, op->as.project.b);
+        break;
+    case INFER_OP_FFN_GATED:
+        ret->norm = vector_of(m, op->norm);
+        ret->w[0] = matrix_of(m, op->as.ffn.gate);
+        ret->w[1] = matrix_of(m, op->as.ffn.up);
+        break;
+    case INFER_OP_HEAD:
+        ret->norm = vector_of(m, op->norm);
+        ret->w[0] = matrix_of(m, op->as.head.w);
+        break;
+    default:
+        break;
+    }
+}
+
+void cuda_plan_resolve(struct infer_backend_model *m)
+{
+    for (uint32_t i = 0; i < m->plan->n_ops; i++)
+        resolve(m, i, &m->ops[i]);
+}

@@ -1,0 +1,393 @@
+/* product.cuh: what format.cu, product.cu and product_many.cu share: where a lane's codes lie, how
+ * they become tensor-core fragments, how a group's sum meets its scale, and how a product ends.
+ *
+ * That both product files give the same bits rests on this one: multiply_block() is the only place
+ * where a product adds up, segment_begin() the only one that says where a partial sum ends.
+ * Additions and multiplications in float32 are written as instructions, so that no compiler fuses
+ * them here and not there.
+ *
+ * One lane's share of a unit (16 rows by 64 columns, four steps of 16 columns). Lane 4 g + q has in
+ * step s rows g and g + 8, columns 16 s + 4 q + {0, 1, 2, 3}; fragment register i = 0 .. 3 holds
+ * two neighbouring columns:
+ *
+ *   i   row     columns            i   row     columns
+ *   0   g       4 q, 4 q + 1       2   g       4 q + 2, 4 q + 3
+ *   1   g + 8   4 q, 4 q + 1       3   g + 8   4 q + 2, 4 q + 3
+ *
+ *   codes, 4 bits  one word a step: register i's codes are nibbles i and i + 4
+ *   codes, 8 bits  two words a step: row g, row g + 8; byte j is column 4 q + j; code + 128
+ *   F16            four words a step: the fragment itself
+ *   high, 1 bit    one word a unit: of register i and step s bit s + {4, 8, 12, 0}[i] and, for the
+ *                  second column, bit 16 more
+ *   high, 2 bits   one word per two steps: bits 2 (s % 2) + {4, 8, 12, 0}[i] and one more, likewise
+ *   scales         per block of 32 columns words of two halves (row g, row g + 8): one for each
+ *                  group of columns, then the minima in the same way
+ *
+ * In memory a tile's unit is, per plane, 32 lanes x 16 bytes of codes (twice, four times that: 32
+ * columns, 16 columns after each other), 32 lanes x 4 or 8 bytes of high bits, 8 values of g x
+ * the words of scales.
+ *
+ * A nibble becomes half-precision by two instructions per two values: (w & 0x000f000f) | 0x64006400
+ * is 1024 + code, twice; a subtraction gives code - offset, exactly. Where the mask is 0x00f000f0
+ * it is 1024 + 16 code, and a fused multiply-add by 1/16 does the same. Bits above the nibble are
+ * or-ed in before that. */
+#ifndef INFERD_KERNELS_CUDA_PRODUCT_CUH
+#define INFERD_KERNELS_CUDA_PRODUCT_CUH
+
+#include "cuda/cuda.h"
+#include "cuda/device.cuh"
+
+template <uint32_t FORMAT> struct cuda_format_is {
+    static constexpr bool halves = FORMAT == CUDA_F16;
+    static constexpr bool bytes = FORMAT == CUDA_W8 || FORMAT == CUDA_W8M;
+    static constexpr bool minimum = FORMAT == CUDA_W4M || FORMAT == CUDA_W5M || FORMAT == CUDA_W8M;
+    static constexpr bool by_16 = FORMAT == CUDA_W6 || FORMAT == CUDA_W8M; /* else groups of 32 */
+    static constexpr uint32_t offset = FORMAT == CUDA_W4   ? 8
+                                       : FORMAT == CUDA_W6 ? 32
+                                       : bytes             ? 128
+                                                           : 0;
+    /* Words of a lane per unit. */
+    static constexpr uint32_t code_words = halves ? 16 : bytes ? 8 : 4;
+    static constexpr uint32_t high_bits = FORMAT == CUDA_W5M ? 1 : FORMAT == CUDA_W6 ? 2 : 0;
+    static constexpr uint32_t high_words = high_bits;
+    static constexpr uint32_t groups = halves ? 0 : by_16 ? 4 : 2;
+    static constexpr uint32_t scale_words = groups * (minimum ? 2 : 1);
+    /* Bytes of a tile's unit. */
+    static constexpr uint32_t code_bytes = 128 * code_words;
+    static constexpr uint32_t high_bytes = 128 * high_words;
+    static constexpr uint32_t scale_bytes = 32 * scale_words;
+};
+
+/* Runs `statement` with FORMAT a constant. */
+#define CUDA_FOR_FORMAT(format, statement)                                                         \
+    switch (format) {                                                                              \
+    case CUDA_F16: {                                                                               \
+        constexpr uint32_t FORMAT = CUDA_F16;                                                      \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W4: {                                                                                \
+        constexpr uint32_t FORMAT = CUDA_W4;                                                       \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W4M: {                                                                               \
+        constexpr uint32_t FORMAT = CUDA_W4M;                                                      \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W5M: {                                                                               \
+        constexpr uint32_t FORMAT = CUDA_W5M;                                                      \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W6: {                                                                                \
+        constexpr uint32_t FORMAT = CUDA_W6;                                                       \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W8: {                                                                                \
+        constexpr uint32_t FORMAT = CUDA_W8;                                                       \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    case CUDA_W8M: {                                                                               \
+        constexpr uint32_t FORMAT = CUDA_W8M;                                                      \
+        statement;                                                                                 \
+    } break;                                                                                       \
+    default:                                                                                       \
+        break;                                                                                     \
+    }
+
+/* ---- where a value lies ---------------------------------------------------------------------- */
+
+/* Of row r (0 .. 15) of a tile, column c (0 .. 63) of a unit. */
+struct cuda_place {
+    uint32_t lane, step;
+    uint32_t below; /* 1: row g + 8 */
+    uint32_t j;     /* column - 4 q of the step, 0 .. 3 */
+};
+
+static __device__ inline cuda_place cuda_place_of(uint32_t r, uint32_t c)
+{
+    return {4 * (r % 8) + c % 16 / 4, c / 16, r / 8, c % 4};
+}
+/* Bit of the word of a step: of a nibble, of the lowest high bit (in the word of its steps). */
+static __device__ inline uint32_t cuda_nibble_bit(cuda_place p)
+{
+    return 4 * (p.below + 2 * (p.j / 2)) + 16 * (p.j % 2);
+}
+static __device__ inline uint32_t cuda_high_bit(cuda_place p, uint32_t bits)
+{
+    uint32_t i = p.below + 2 * (p.j / 2);
+    return bits * (p.step % (4 / bits)) + (4 * i + 4) % 16 + 16 * (p.j % 2);
+}
+
+/* ---- fragments ------------------------------------------------------------------------------- */
+
+/* What a lane holds of a tile's unit at a time: of both blocks of 32 columns, or of one. */
+template <uint32_t FORMAT, uint32_t BLOCKS> struct cuda_share {
+    using is = cuda_format_is<FORMAT>;
+    static constexpr uint32_t code_words = is::code_words / 2 * BLOCKS;
+    static constexpr uint32_t high_words =
+        is::high_words / (is::high_words == 2 && BLOCKS == 1 ? 2 : 1);
+    static constexpr uint32_t scale_words = is::scale_words / 2 * BLOCKS;
+    uint32_t codes[code_words];
+    uint32_t high[high_words ? high_words : 1];
+    uint32_t scales[scale_words ? scale_words : 1];
+};
+
+/* N words from shared memory at a multiple of 4 N, at most 16, bytes. */
+template <uint32_t N>
+static __device__ __forceinline__ void cuda_words_load(uint32_t *ret, const uint8_t *from)
+{
+    if constexpr (N == 1) {
+        ret[0] = *(const uint32_t *)from;
+    } else if constexpr (N == 2) {
+        uint2 w = *(const uint2 *)from;
+        ret[0] = w.x;
+        ret[1] = w.y;
+    } else if constexpr (N == 4) {
+        uint4 w = *(const uint4 *)from;
+        ret[0] = w.x;
+        ret[1] = w.y;
+        ret[2] = w.z;
+        ret[3] = w.w;
+    }
+}
+
+/* The share that begins with block `block` (0 or 1), from the planes of one tile's unit in shared
+ * memory. */
+template <uint32_t FORMAT, uint32_t BLOCKS>
+static __device__ __forceinline__ void
+cuda_share_load(cuda_share<FORMAT, BLOCKS> *ret, const uint8_t *codes, const uint8_t *high,
+                const uint8_t *scales, uint32_t block, uint32_t lane)
+{
+    using is = cuda_format_is<FORMAT>;
+    using of = cuda_share<FORMAT, BLOCKS>;
+    if constexpr (of::code_words == 2) {
+        cuda_words_load<2>(ret->codes, codes + 16 * lane + 8 * block);
+    } else {
+#pragma unroll
+        for (uint32_t v = 0; v < of::code_words; v += 4)
+            cuda_words_load<4>(ret->codes + v,
+                               codes + block * is::code_bytes / 2 + 128 * v + 16 * lane);
+    }
+    if constexpr (is::high_words != 0)
+        cuda_words_load<of::high_words>(ret->high, high + 4 * is::high_words * lane +
+                                                       (is::high_words == 2 ? 4 * block : 0));
+    if constexpr (is::high_words == 1)
+        ret->high[0] >>= 2 * block;
+    cuda_words_load<of::scale_words>(ret->scales, scales + 4 * is::scale_words * (lane / 4) +
+                                                      2 * is::scale_words * block);
+}
+
+/* 1024 + code in both halves of v, or 1024 + 16 code, to code - offset. */
+static __device__ __forceinline__ uint32_t cuda_low_codes(uint32_t v, uint32_t offset)
+{
+    uint32_t bias = 0x6400 + offset; /* 1024 + offset as half-precision */
+    return cuda_half2_bits(__hsub2(cuda_bits_half2(v), cuda_bits_half2(bias << 16 | bias)));
+}
+static __device__ __forceinline__ uint32_t cuda_high_codes(uint32_t v, uint32_t offset)
+{
+    uint32_t bias = 0xd400 + 16 * offset; /* -(64 + offset), offset < 64 */
+    return cuda_half2_bits(__hfma2(cuda_bits_half2(v), cuda_bits_half2(0x2c002c00),
+                                   cuda_bits_half2(bias << 16 | bias)));
+}
+
+/* The fragment of step `step` of the share, a constant after unrolling. */
+template <uint32_t FORMAT, uint32_t BLOCKS>
+static __device__ __forceinline__ void cuda_fragment(const cuda_share<FORMAT, BLOCKS> &share,
+                                                     uint32_t step, uint32_t ret[4])
+{
+    using is = cuda_format_is<FORMAT>;
+    if constexpr (is::halves) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            ret[i] = share.codes[4 * step + i];
+    } else if constexpr (is::bytes) {
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            uint32_t w = share.codes[2 * step + i % 2];
+            ret[i] = cuda_low_codes(__byte_perm(w, 0x64646464, i < 2 ? 0x4140 : 0x4342), 128);
+        }
+    } else {
+        uint32_t w = share.codes[step], v = w >> 8;
+        uint32_t a[4] = {
+            cuda_and_or(w, 0x000f000f, 0x64006400), cuda_and_or(w, 0x00f000f0, 0x64006400),
+            cuda_and_or(v, 0x000f000f, 0x64006400), cuda_and_or(v, 0x00f000f0, 0x64006400)};
+        if constexpr (is::high_bits != 0) {
+            constexpr uint32_t bits = is::high_bits, mask = bits == 1 ? 0x00100010 : 0x00300030;
+            uint32_t h = share.high[step * bits / 4], at = bits * (step % (4 / bits));
+            a[0] = cuda_and_or(h >> at, mask, a[0]);
+            a[1] = cuda_and_or(h >> at, mask << 4, a[1]);
+            a[2] = cuda_and_or(h >> (8 + at), mask, a[2]);
+            a[3] = cuda_and_or(h << (8 - at), mask << 4, a[3]);
+        }
+        ret[0] = cuda_low_codes(a[0], is::offset);
+        ret[1] = cuda_high_codes(a[1], is::offset);
+        ret[2] = cuda_low_codes(a[2], is::offset);
+        ret[3] = cuda_high_codes(a[3], is::offset);
+    }
+}
+
+/* ---- sums ------------------------------------------------------------------------------------ */
+
+/* The sum (of the tensor cores, from zero) of group j of a share's block to the accumulator:
+ * scaled, and then its minimum times the sum of x. Rows g and g + 8 of W, rows 2 q and 2 q + 1 of
+ * x. */
+template <uint32_t FORMAT, uint32_t BLOCKS>
+static __device__ __forceinline__ void cuda_group_add(float acc[4], const float group[4],
+                                                      const cuda_share<FORMAT, BLOCKS> &share,
+                                                      uint32_t block, uint32_t j, float2 sum)
+{
+    using is = cuda_format_is<FORMAT>;
+    const uint32_t *scales = share.scales + block * is::scale_words / 2;
+    float2 scale = __half22float2(cuda_bits_half2(scales[j]));
+    acc[0] = __fmaf_rn(scale.x, group[0], acc[0]);
+    acc[1] = __fmaf_rn(scale.x, group[1], acc[1]);
+    acc[2] = __fmaf_rn(scale.y, group[2], acc[2]);
+    acc[3] = __fmaf_rn(scale.y, group[3], acc[3]);
+    if constexpr (is::minimum) {
+        float2 minimum = __half22float2(cuda_bits_half2(scales[is::groups / 2 + j]));
+        acc[0] = __fmaf_rn(minimum.x, sum.x, acc[0]);
+        acc[1] = __fmaf_rn(minimum.x, sum.y, acc[1]);
+        acc[2] = __fmaf_rn(minimum.y, sum.x, acc[2]);
+        acc[3] = __fmaf_rn(minimum.y, sum.y, acc[3]);
+    }
+}
+
+/* acc[tile][n] += of two tiles of W the block `block` of 32 columns (of the share) times NT tiles
+ * of x: values(n) gives a lane's 16 bytes of the n-th, sums(n, half) those of rows 2 q, 2 q + 1 and
+ * columns 16 half .. 16 half + 15 of the block. */
+template <uint32_t FORMAT, int NT, uint32_t BLOCKS, class Values, class Sums>
+static __device__ __forceinline__ void multiply_block(float acc[2][NT][4],
+                                                      const cuda_share<FORMAT, BLOCKS> share[2],
+                                                      uint32_t block, Values values, Sums sums)
+{
+    using is = cuda_format_is<FORMAT>;
+    uint32_t a[2][2][4];
+#pragma unroll
+    for (int tile = 0; tile < 2; tile++) {
+        cuda_fragment(share[tile], 2 * block, a[tile][0]);
+        cuda_fragment(share[tile], 2 * block + 1, a[tile][1]);
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+        uint4 x = values(n);
+        const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
+        float2 s[2] = {};
+        if constexpr (is::minimum) {
+            s[0] = sums(n, 0);
+            s[1] = sums(n, 1);
+        }
+        if constexpr (is::halves) {
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                cuda_mma(acc[tile][n], a[tile][0], b[0]);
+                cuda_mma(acc[tile][n], a[tile][1], b[1]);
+            }
+        } else if constexpr (is::by_16) {
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                float low[4] = {}, high[4] = {};
+                cuda_mma(low, a[tile][0], b[0]);
+                cuda_mma(high, a[tile][1], b[1]);
+                cuda_group_add(acc[tile][n], low, share[tile], block, 0, s[0]);
+                cuda_group_add(acc[tile][n], high, share[tile], block, 1, s[1]);
+            }
+        } else {
+            float2 sum = {__fadd_rn(s[0].x, s[1].x), __fadd_rn(s[0].y, s[1].y)};
+#pragma unroll
+            for (int tile = 0; tile < 2; tile++) {
+                float group[4] = {};
+                cuda_mma(group, a[tile][0], b[0]);
+                cuda_mma(group, a[tile][1], b[1]);
+                cuda_group_add(acc[tile][n], group, share[tile], block, 0, sum);
+            }
+        }
+    }
+}
+
+/* Segment s of the columns has units segment_end(s - 1) .. segment_end(s) - 1 (the first from 0).
+ * Its partial sum is added to that of its quarter, which has CUDA_SEGMENTS / 4 of them, and the
+ * four quarters are added, each time from zero in ascending order. */
+static __device__ __forceinline__ uint32_t segment_begin(uint32_t segment, uint32_t units)
+{
+    return segment * units / CUDA_SEGMENTS;
+}
+#define CUDA_QUARTER (CUDA_SEGMENTS / 4)
+
+/* ---- jobs ------------------------------------------------------------------------------------ */
+
+/* A cuda_product as kernels want it. A pair of tiles is what a warp works on at a time: tiles 2 i
+ * and 2 i + 1 of W, or of CUDA_GATED tile i of W and of V. */
+struct cuda_planes {
+    const uint8_t *codes, *high, *scales;
+};
+struct cuda_job {
+    struct cuda_planes w[2]; /* where a pair's first and second tile come from */
+    uint32_t rows, tiles, units, pairs;
+    uint32_t first_block; /* of the grid */
+    float scale;
+    const float *bias;
+    float *to;
+    size_t stride;
+};
+/* Up to 3 of one format, one x and one finish. */
+struct cuda_work {
+    struct cuda_job jobs[3];
+    uint32_t n_jobs, n_blocks; /* n_blocks: of all jobs, of the grid's dimension for W */
+    uint32_t n_rows, finish, activation;
+    struct cuda_packed x, gated;
+};
+
+/* product_many.cu: launches it, in blocks of W of its own size. */
+cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,
+                               cudaStream_t stream);
+
+/* Which job a block works for. */
+static __device__ __forceinline__ uint32_t cuda_job_of(const cuda_work &work, uint32_t block)
+{
+    uint32_t job = 0;
+    while (job + 1 < work.n_jobs && block >= work.jobs[job + 1].first_block)
+        job++;
+    return job;
+}
+/* The first or second tile of a pair; the last one again where there is none. */
+static __device__ __forceinline__ uint32_t cuda_tile_of(const cuda_work &work, const cuda_job &job,
+                                                        uint32_t pair, uint32_t which)
+{
+    uint32_t tile = work.finish == CUDA_GATED ? pair : 2 * pair + which;
+    return min(tile, job.tiles - 1);
+}
+
+/* ---- finishes -------------------------------------------------------------------------------- */
+
+/* What CUDA_STORE and CUDA_ADD write. */
+static __device__ __forceinline__ float cuda_finished(bool add, float scale, float total,
+                                                      float bias, float before)
+{
+    return add ? __fadd_rn(before, __fadd_rn(total, bias)) : __fmaf_rn(scale, total, bias);
+}
+
+/* act(gate) * up, as the 16 bits of half-precision. silu(x) = x / (1 + e^-x); gelu, by tanh, is
+ * x / (1 + e^(-2 sqrt(2 / pi) (x + 0.044715 x^3))). */
+static __device__ __forceinline__ uint32_t cuda_gate(uint32_t activation, float gate, float up)
+{
+    const float log2e = 1.4426950408889634f;
+    float z = gate;
+    if (activation == INFER_ACT_GELU_TANH)
+        z = 1.5957691216057308f * gate * __fmaf_rn(0.044715f, gate * gate, 1.0f);
+    float y = gate / (1.0f + cuda_exp2(-log2e * z));
+    return cuda_half2_cut(y * up, 0.0f) & 0xffff;
+}
+
+/* Where of `packed` the four halves of row n, columns c .. c + 3 lie; c a multiple of 4. */
+static __device__ __forceinline__ size_t cuda_packed_at(const cuda_packed &packed, uint32_t n,
+                                                        uint32_t c)
+{
+    size_t block = (size_t)(n / 8) * packed.blocks + c / 32;
+    return (block * 32 + n % 8 * 4 + c % 16 / 4) * 8 + c % 32 / 16 * 4;
+}
+static __device__ __forceinline__ size_t cuda_sum_at(const cuda_packed &packed, uint32_t n,
+                                                     uint32_t c)
+{
+    return ((size_t)(n / 8) * 2 * packed.blocks + c / 16) * 8 + n % 8;
+}
+
+#endif

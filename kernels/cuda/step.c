@@ -1,0 +1,342 @@
+/* step.c: one batch through the plan, on the model's stream.
+ *
+ *   numbers   one copy of what the batch says (batch.c)
+ *   EMBED     rows of the table to x
+ *   QKV       x normed and packed | q, k, v | rotation, cache
+ *   ATTEND    pieces of attention | merged where a row's keys were cut; o packed
+ *   PROJECT   x += W from
+ *   FFN_GATED x normed and packed | t = act(gate) up, packed
+ *   HEAD      per block of outputs: their rows normed and packed | logits | tokens
+ *   results   one copy of tokens and log-probabilities; then the host waits
+ *
+ * A bar is a kernel's end: eight or nine dependent kernels a layer. Each may start while the one
+ * before it drains (device.cuh), so that its weights are on their way when x is ready. Steps of up
+ * to CUDA_GRAPH_ROWS rows are captured (graph.c); larger ones keep the device busy for longer than
+ * their launches take.
+ *
+ * Nothing is allocated here. One thread at a time per model. */
+#include "cuda/model.h"
+
+#include <errno.h>
+#include <string.h>
+
+struct at_step {
+    struct infer_backend_model *m;
+    const struct cuda_bucket *bucket;
+    struct cuda_numbers numbers; /* on the device */
+    struct cuda_step step;
+    const struct infer_batch *batch; /* where raw logits are wanted */
+};
+
+static cudaError_t embed(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    cudaError_t error =
+        cuda_matrix_read(op->w[0], s->numbers.tokens, s->bucket->rows, op->op->as.embed.scale,
+                         m->scratch.x, m->x_stride, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_EMBED);
+    return error;
+}
+
+/* Rows of x, or those that `index` names, normed and packed. */
+static cudaError_t pack(const struct at_step *s, const struct cuda_op *op, const int32_t *index,
+                        uint32_t n)
+{
+    struct infer_backend_model *m = s->m;
+    cudaError_t error = cuda_pack(m->scratch.x, m->x_stride, index, n, op->norm,
+                                  m->plan->shape.norm_eps, &m->scratch.packed_x, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_PACK);
+    return error;
+}
+
+static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    const struct cuda_scratch *c = &m->scratch;
+    const struct infer_rope *rope = &m->plan->rope;
+    float *const to[3] = {c->q, c->k, c->v};
+    const size_t stride[3] = {m->q_stride, m->k_stride, m->v_stride};
+    struct cuda_product products[3];
+    cudaError_t error = pack(s, op, NULL, s->bucket->rows);
+    for (int i = 0; i < 3; i++)
+        products[i] = (struct cuda_product){.w = *op->w[i],
+                                            .x = c->packed_x,
+                                            .n_rows = s->bucket->rows,
+                                            .finish = CUDA_STORE,
+                                            .scale = 1,
+                                            .bias = op->bias[i],
+                                            .to = to[i],
+                                            .stride = stride[i]};
+    if (error == cudaSuccess)
+        error = cuda_multiply(products, 3, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_QKV);
+    const struct cuda_turn turn = {.q = c->q,
+                                   .k = c->k,
+                                   .v = c->v,
+                                   .q_stride = m->q_stride,
+                                   .k_stride = m->k_stride,
+                                   .v_stride = m->v_stride,
+                                   .q_norm = op->q_norm,
+                                   .k_norm = op->k_norm,
+                                   .eps = m->plan->shape.norm_eps,
+                                   .rope_style = rope->style,
+                                   .rope_dims = rope->n_dims,
+                                   .inv_freq = m->inv_freq,
+                                   .magnitude = rope->magnitude,
+                                   .scale = op->attend_scale,
+                                   .queries = c->queries,
+                                   .layer = op->op->layer};
+    if (error == cudaSuccess)
+        error = cuda_turn_and_cache(&m->cache, &turn, &s->step, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_TURN);
+    return error;
+}
+
+static cudaError_t attend(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    const struct cuda_attend attend = {.queries = m->scratch.queries,
+                                       .layer = op->op->layer,
+                                       .window = op->op->as.attend.window,
+                                       .partials = m->scratch.partials,
+                                       .merges = s->numbers.merges,
+                                       .n_merges = s->bucket->merges,
+                                       .to = m->scratch.packed_o};
+    cudaError_t error = cuda_attend(&m->cache, &attend, &s->step, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_ATTEND);
+    return error;
+}
+
+static cudaError_t project(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    bool from_o = op->op->as.project.from == INFER_VALUE_O;
+    const struct cuda_product product = {.w = *op->w[0],
+                                         .x = from_o ? m->scratch.packed_o : m->scratch.packed_t,
+                                         .n_rows = s->bucket->rows,
+                                         .finish = CUDA_ADD,
+                                         .scale = 1,
+                                         .bias = op->bias[0],
+                                         .to = m->scratch.x,
+                                         .stride = m->x_stride};
+    cudaError_t error = cuda_multiply(&product, 1, m->stream);
+    cuda_profile_mark(m, from_o ? CUDA_PHASE_PROJECT_O : CUDA_PHASE_PROJECT_T);
+    return error;
+}
+
+static cudaError_t feed_forward(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    const struct cuda_scratch *c = &m->scratch;
+    const uint32_t activation = op->op->as.ffn.activation;
+    struct cuda_product products[2] = {{.w = *op->w[0],
+                                        .v = *op->w[1],
+                                        .x = c->packed_x,
+                                        .n_rows = s->bucket->rows,
+                                        .finish = CUDA_GATED,
+                                        .activation = activation,
+                                        .scale = 1,
+                                        .gated = c->packed_t}};
+    cudaError_t error = pack(s, op, NULL, s->bucket->rows);
+    if (error != cudaSuccess)
+        return error;
+    if (op->w[0]->format == op->w[1]->format) {
+        error = cuda_multiply(products, 1, m->stream);
+    } else {
+        products[0].finish = CUDA_STORE;
+        products[0].to = c->gate;
+        products[0].stride = m->t_stride;
+        products[1] = products[0];
+        products[1].w = *op->w[1];
+        products[1].to = c->up;
+        error = cuda_multiply(products, 2, m->stream);
+        if (error == cudaSuccess)
+            error = cuda_pack_gated(c->gate, c->up, m->t_stride, s->bucket->rows, activation,
+                                    &c->packed_t, m->stream);
+    }
+    cuda_profile_mark(m, CUDA_PHASE_GATED);
+    return error;
+}
+
+/* ---- the head -------------------------------------------------------------------------------- */
+
+static bool wants_logits(const struct infer_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_outputs; i++)
+        if (batch->outputs[i].logits)
+            return true;
+    return false;
+}
+
+/* Raw logits of a block of outputs, to the caller's memory. */
+static cudaError_t copy_logits(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                               const struct infer_batch *batch, uint32_t block)
+{
+    struct cuda_numbers numbers;
+    cuda_numbers_place(&numbers, bucket, m->numbers);
+    const uint32_t first = block * CUDA_HEAD_OUTPUTS;
+    for (uint32_t i = first; i < batch->n_outputs && i < first + CUDA_HEAD_OUTPUTS; i++) {
+        float *to = batch->outputs[i].logits;
+        if (!to)
+            continue;
+        cudaError_t error = cudaMemcpyAsync(
+            to, m->scratch.logits + m->logits_stride * numbers.outputs[i].row,
+            m->plan->shape.n_vocab * sizeof(float), cudaMemcpyDeviceToHost, m->stream);
+        if (error != cudaSuccess)
+            return error;
+    }
+    return cudaSuccess;
+}
+
+static cudaError_t head_block(const struct at_step *s, const struct cuda_op *op, uint32_t block)
+{
+    struct infer_backend_model *m = s->m;
+    const uint32_t rows = cuda_head_rows(s->bucket), first = block * CUDA_HEAD_OUTPUTS;
+    const uint32_t rest = s->bucket->outputs - first;
+    const struct cuda_product product = {.w = *op->w[0],
+                                         .x = m->scratch.packed_x,
+                                         .n_rows = rows,
+                                         .finish = CUDA_STORE,
+                                         .scale = op->op->as.head.scale,
+                                         .to = m->scratch.logits,
+                                         .stride = m->logits_stride};
+    cudaError_t error = pack(s, op, s->numbers.output_rows + (size_t)rows * block, rows);
+    if (error == cudaSuccess)
+        error = cuda_multiply(&product, 1, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_HEAD);
+    if (error == cudaSuccess)
+        error = cuda_sample(m->scratch.logits, m->logits_stride, m->plan->shape.n_vocab,
+                            s->numbers.outputs + first,
+                            rest < CUDA_HEAD_OUTPUTS ? rest : CUDA_HEAD_OUTPUTS,
+                            (const struct infer_logit_bias *)(const void *)s->numbers.words,
+                            (const int32_t *)s->numbers.words, m->scratch.sample,
+                            m->scratch.drawn + first, m->stream);
+    cuda_profile_mark(m, CUDA_PHASE_SAMPLE);
+    if (error == cudaSuccess && s->batch)
+        error = copy_logits(m, s->bucket, s->batch, block);
+    return error;
+}
+
+static cudaError_t head(const struct at_step *s, const struct cuda_op *op)
+{
+    cudaError_t error = cudaSuccess;
+    for (uint32_t b = 0; b < cuda_head_blocks(s->bucket) && error == cudaSuccess; b++)
+        error = head_block(s, op, b);
+    return error;
+}
+
+/* ---- the whole ------------------------------------------------------------------------------- */
+
+static cudaError_t launch_op(const struct at_step *s, const struct cuda_op *op)
+{
+    switch (op->op->kind) {
+    case INFER_OP_EMBED:
+        return embed(s, op);
+    case INFER_OP_QKV:
+        return qkv(s, op);
+    case INFER_OP_ATTEND:
+        return attend(s, op);
+    case INFER_OP_PROJECT:
+        return project(s, op);
+    case INFER_OP_FFN_GATED:
+        return feed_forward(s, op);
+    case INFER_OP_HEAD:
+        return head(s, op);
+    default: /* ALL_REDUCE: this plan is its only part */
+        return cudaSuccess;
+    }
+}
+
+cudaError_t cuda_step_launch(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                             const struct infer_batch *batch)
+{
+    struct at_step s = {.m = m, .bucket = bucket, .batch = batch};
+    cuda_numbers_place(&s.numbers, bucket, m->scratch.numbers);
+    s.step = (struct cuda_step){.tokens = s.numbers.tokens,
+                                .row_seq = s.numbers.row_seq,
+                                .row_position = s.numbers.row_position,
+                                .seqs = s.numbers.seqs,
+                                .pages = s.numbers.words,
+                                .pieces = s.numbers.pieces,
+                                .output_rows = s.numbers.output_rows,
+                                .n_rows = bucket->rows,
+                                .n_pieces = bucket->pieces};
+    cudaError_t error = cudaSuccess;
+    for (uint32_t i = 0; i < m->plan->n_ops && error == cudaSuccess; i++)
+        error = launch_op(&s, &m->ops[i]);
+    return error;
+}
+
+/* Replayed or launched, by size. */
+static cudaError_t launch(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                          const struct infer_batch *batch)
+{
+    bool logits = batch && wants_logits(batch);
+    if (m->backend->graphs && bucket->rows <= CUDA_GRAPH_ROWS &&
+        (!logits || cuda_head_blocks(bucket) == 1)) {
+        cudaError_t error = cuda_graph_launch(m, bucket);
+        if (error == cudaSuccess && logits)
+            error = copy_logits(m, bucket, batch, 0);
+        if (!cuda_graph_refused(m, error))
+            return error;
+    }
+    cuda_profile_begin(m, false);
+    return cuda_step_launch(m, bucket, logits ? batch : NULL);
+}
+
+static void read_results(struct infer_backend_model *m, struct infer_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        struct infer_batch_output *o = &batch->outputs[i];
+        const struct cuda_drawn *from = &m->drawn[i];
+        uint32_t n_top = o->n_top < INFER_TOP_MAX ? o->n_top : INFER_TOP_MAX;
+        if (o->sample)
+            o->token = from->token;
+        if (o->sample && (n_top || o->target >= 0))
+            o->logprob = from->logprob;
+        if (o->target >= 0)
+            o->target_logprob = from->target_logprob;
+        memcpy(o->top, from->top, n_top * sizeof *o->top);
+    }
+}
+
+int cuda_run(struct infer_backend_model *m, struct infer_batch *batch)
+{
+    struct cuda_bucket bucket;
+    size_t bytes;
+    int r = cuda_enter(m->backend);
+    if (r >= 0)
+        r = cuda_batch_check(m, batch);
+    if (r < 0 || !batch->n_rows)
+        return r;
+    m->n_runs++;
+    cuda_batch_write(m, batch, &bucket, &bytes);
+    cudaError_t error =
+        cudaMemcpyAsync(m->scratch.numbers, m->numbers, bytes, cudaMemcpyHostToDevice, m->stream);
+    if (error == cudaSuccess)
+        error = launch(m, &bucket, batch);
+    if (error == cudaSuccess && batch->n_outputs)
+        error = cudaMemcpyAsync(m->drawn, m->scratch.drawn, batch->n_outputs * sizeof *m->drawn,
+                                cudaMemcpyDeviceToHost, m->stream);
+    /* Also after an error: what was launched must be done before the numbers change. */
+    cudaError_t waited = cudaStreamSynchronize(m->stream);
+    r = cuda_check(m->backend, error != cudaSuccess ? error : waited, "running a step");
+    if (r < 0)
+        return r;
+    cuda_profile_end(m, batch->n_rows);
+    read_results(m, batch);
+    return 0;
+}
+
+int cuda_step_warm(struct infer_backend_model *m)
+{
+    struct cuda_bucket bucket = {
+        .rows = CUDA_ROWS_PAD, .pieces = 1, .merges = 1, .outputs = m->state.max_outputs ? 1 : 0};
+    size_t bytes = cuda_batch_blank(m, &bucket);
+    cudaError_t error =
+        cudaMemcpyAsync(m->scratch.numbers, m->numbers, bytes, cudaMemcpyHostToDevice, m->stream);
+    if (error == cudaSuccess)
+        error = cuda_step_launch(m, &bucket, NULL);
+    cudaError_t waited = cudaStreamSynchronize(m->stream);
+    return cuda_check(m->backend, error != cudaSuccess ? error : waited, "a step of no sequence");
+}

@@ -1,0 +1,561 @@
+/* bench_cuda.c: how fast the CUDA backend runs, without a daemon: models of a known shape with
+ * normally distributed weights, beside the bandwidth at which the device can be read.
+ *
+ *   bench_cuda [--backend build/inferd-backend-cuda.so] [--shape 8b|1b|tiny] [--type q4_0|q4_k|f16]
+ *              [--head-type q6_k] [--cases decode,deep,batch,prefill] [--options profile=32]
+ *              [--cache f16|q8_0|q4_0] [--steps N] [--repeats N]
+ *
+ *   decode   one sequence at 128 rows           batch    8, 32, 64, 128 sequences at 128 to 256
+ * rows deep     one sequence at 2,048 and 8,192    prefill  512 and 4,096 rows, 512 a step
+ *
+ * Prints a row per measure: tokens per second as median, tenth and ninth decile of the steps, and
+ * for decoding the share R of the read bandwidth that the weights' bytes alone make: those of the
+ * file, each matrix once but for the embedding table. Not a test: test_cuda.c is. */
+#include "bench/bench.h"
+
+#include "inferd/backend.h"
+#include "ref/quant.h"
+
+#include <dlfcn.h>
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define LAYER_TENSORS 9u
+#define OUTER_TENSORS 3u
+#define SEQUENCES_MAX 128u
+#define POOL_BYTES    ((size_t)64 << 20)
+#define CODES         (1u << 16)
+/* Deviation of weights: what models of this size have. */
+#define DEVIATION 0.02f
+
+/* bench_probe.cu, where there is nvcc: bytes per second of reading so many. */
+double bench_probe_read(size_t bytes, int repeats) __attribute__((weak));
+
+struct bench {
+    const char *path, *options, *cases, *shape_name;
+    uint32_t type, head_type, cache_type, steps, repeats;
+    struct infer_shape shape;
+    struct infer_tensor *tensors;
+    struct infer_op *ops;
+    float inv_freq[128];
+    struct infer_plan plan;
+    const struct infer_backend_api *api;
+    struct infer_backend *backend;
+    struct infer_backend_model *model;
+    struct infer_state_config state;
+    uint32_t *pages;
+    double bandwidth; /* 0: not known */
+    uint64_t weight_bytes;
+    float normal[CODES]; /* a table of normal numbers */
+    uint64_t seed;
+};
+
+static uint64_t next(struct bench *b)
+{
+    b->seed ^= b->seed << 13;
+    b->seed ^= b->seed >> 7;
+    b->seed ^= b->seed << 17;
+    return b->seed;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void on_log(void *ctx, int level, const char *text)
+{
+    printf("# %s\n", text);
+    fflush(stdout);
+}
+
+static void *on_take(void *ctx, size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void on_give(void *ctx, void *memory, size_t bytes)
+{
+    munmap(memory, bytes);
+}
+
+static void fail(const char *what, int r)
+{
+    fprintf(stderr, "bench_cuda: %s (%d)\n", what, r);
+    exit(1);
+}
+
+static void must(struct bench *b, int r, const char *what)
+{
+    if (r < 0) {
+        fprintf(stderr, "bench_cuda: %s: %s\n", what, b->api->last_error(b->backend));
+        exit(1);
+    }
+}
+
+/* ---- the model ------------------------------------------------------------------------------- */
+
+static void tensor(struct bench *b, uint32_t i, uint32_t type, uint64_t cols, uint64_t rows)
+{
+    struct infer_tensor *t = &b->tensors[i];
+    snprintf(t->name, sizeof t->name, "t%u", i);
+    t->type = type;
+    t->n_dims = rows > 1 ? 2 : 1;
+    t->ne[0] = cols;
+    t->ne[1] = rows;
+    t->ne[2] = t->ne[3] = 1;
+    t->row_bytes = ref_row_bytes(type, cols);
+    t->n_rows = rows;
+    if (!t->row_bytes)
+        fail("rows of that type do not fit the shape", 0);
+}
+
+static void layer(struct bench *b, uint32_t l)
+{
+    const struct infer_shape *s = &b->shape;
+    const uint32_t t = OUTER_TENSORS + l * LAYER_TENSORS, none = INFER_TENSOR_NONE;
+    struct infer_op *op = &b->ops[1 + 5 * l];
+    uint64_t q = (uint64_t)s->n_heads * s->head_dim, kv = (uint64_t)s->n_kv_heads * s->head_dim;
+    tensor(b, t, INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, t + 1, b->type, s->n_embd, q);
+    tensor(b, t + 2, b->type, s->n_embd, kv);
+    tensor(b, t + 3, b->type, s->n_embd, kv);
+    tensor(b, t + 4, b->type, q, s->n_embd);
+    tensor(b, t + 5, INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, t + 6, b->type, s->n_embd, s->n_ffn);
+    tensor(b, t + 7, b->type, s->n_embd, s->n_ffn);
+    tensor(b, t + 8, b->type, s->n_ffn, s->n_embd);
+    op[0] = (struct infer_op){.kind = INFER_OP_QKV,
+                              .layer = l,
+                              .norm = t,
+                              .as.qkv = {t + 1, t + 2, t + 3, none, none, none, none, none}};
+    op[1] = (struct infer_op){
+        .kind = INFER_OP_ATTEND, .layer = l, .as.attend = {1.0f / sqrtf((float)s->head_dim), 0}};
+    op[2] = (struct infer_op){.kind = INFER_OP_PROJECT, .as.project = {INFER_VALUE_O, t + 4, none}};
+    op[3] = (struct infer_op){
+        .kind = INFER_OP_FFN_GATED, .norm = t + 5, .as.ffn = {t + 6, t + 7, INFER_ACT_SILU}};
+    op[4] = (struct infer_op){.kind = INFER_OP_PROJECT, .as.project = {INFER_VALUE_T, t + 8, none}};
+}
+
+static void make_plan(struct bench *b)
+{
+    const struct infer_shape *s = &b->shape;
+    uint32_t n_tensors = OUTER_TENSORS + s->n_layers * LAYER_TENSORS, n_ops = 2 + 5 * s->n_layers;
+    b->tensors = calloc(n_tensors, sizeof *b->tensors);
+    b->ops = calloc(n_ops, sizeof *b->ops);
+    if (!b->tensors || !b->ops)
+        fail("out of memory", 0);
+    tensor(b, 0, b->type, s->n_embd, s->n_vocab);
+    tensor(b, 1, INFER_TYPE_F32, s->n_embd, 1);
+    tensor(b, 2, b->head_type, s->n_embd, s->n_vocab);
+    b->ops[0] = (struct infer_op){.kind = INFER_OP_EMBED, .as.embed = {0, 1}};
+    for (uint32_t l = 0; l < s->n_layers; l++)
+        layer(b, l);
+    b->ops[n_ops - 1] = (struct infer_op){.kind = INFER_OP_HEAD, .norm = 1, .as.head = {2, 1}};
+    for (uint32_t i = 0; i < s->head_dim / 2; i++)
+        b->inv_freq[i] = powf(500000.0f, -2.0f * (float)i / (float)s->head_dim);
+    b->plan = (struct infer_plan){.shape = *s,
+                                  .rope = {.style = INFER_ROPE_PAIRS,
+                                           .n_dims = s->head_dim,
+                                           .inv_freq = b->inv_freq,
+                                           .magnitude = 1},
+                                  .tensors = b->tensors,
+                                  .n_tensors = n_tensors,
+                                  .ops = b->ops,
+                                  .n_ops = n_ops};
+    for (uint32_t i = 1; i < n_tensors; i++)
+        b->weight_bytes += b->tensors[i].row_bytes * b->tensors[i].n_rows;
+}
+
+/* ---- weights --------------------------------------------------------------------------------- */
+
+static void make_normal(struct bench *b)
+{
+    for (uint32_t i = 0; i < CODES; i += 2) { /* Box and Muller */
+        double u = (double)(next(b) >> 11) * 0x1p-53 + 0x1p-54,
+               v = (double)(next(b) >> 11) * 0x1p-53;
+        double r = sqrt(-2 * log(u));
+        b->normal[i] = (float)(r * cos(2 * M_PI * v));
+        b->normal[i + 1] = (float)(r * sin(2 * M_PI * v));
+    }
+}
+
+/* n whole numbers around `middle`, from 0 to most. */
+static void codes(struct bench *b, uint8_t *to, uint32_t n, float middle, float deviation, int most)
+{
+    for (uint32_t i = 0; i < n; i += 4) {
+        uint64_t four = next(b);
+        for (uint32_t k = i; k < i + 4 && k < n; k++, four >>= 16) {
+            int code = (int)floorf(middle + deviation * b->normal[four & (CODES - 1)] + 0.5f);
+            to[k] = (uint8_t)(code < 0 ? 0 : code > most ? most : code);
+        }
+    }
+}
+
+static void put_half(uint8_t *at, float value)
+{
+    uint16_t half = ref_f32_to_f16(value);
+    memcpy(at, &half, 2);
+}
+
+/* 256 values: scales and minima of 32 .. 47 and codes of 4 bits. */
+static void draw_q4_k(struct bench *b, uint8_t *block)
+{
+    uint8_t c[256];
+    put_half(block, DEVIATION * 4.4f / 15 / 40);
+    put_half(block + 2, DEVIATION * 2.2f / 40);
+    uint64_t random = next(b);
+    for (int i = 0; i < 8; i++)
+        block[4 + i] =
+            (uint8_t)(0xa0 | (random >> 4 * i & 15)); /* 32 + low, and 2 << 6 of another */
+    for (int i = 8; i < 12; i++)
+        block[4 + i] = (uint8_t)(random >> 8 * (i - 4));
+    codes(b, c, 256, 7.5f, 3.4f, 15);
+    for (int i = 0; i < 128; i++)
+        block[16 + i] = (uint8_t)(c[i] | c[128 + i] << 4);
+}
+
+/* 256 values: codes of 6 bits in two planes, 16 signed scales. */
+static void draw_q6_k(struct bench *b, uint8_t *block)
+{
+    uint8_t c[256];
+    codes(b, c, 256, 32, 14, 63);
+    for (int half = 0; half < 2; half++) {
+        const uint8_t *v = c + 128 * half;
+        for (int l = 0; l < 32; l++) {
+            block[64 * half + l] = (uint8_t)((v[l] & 15) | (v[l + 64] & 15) << 4);
+            block[64 * half + 32 + l] = (uint8_t)((v[l + 32] & 15) | (v[l + 96] & 15) << 4);
+            block[128 + 32 * half + l] = (uint8_t)(v[l] >> 4 | v[l + 32] >> 4 << 2 |
+                                                   v[l + 64] >> 4 << 4 | v[l + 96] >> 4 << 6);
+        }
+    }
+    codes(b, block + 192, 16, 56, 8, 127);
+    put_half(block + 208, DEVIATION * 2.3f / 32 / 56);
+}
+
+static void draw_block(struct bench *b, uint32_t type, uint8_t *block)
+{
+    uint8_t c[32];
+    switch (type) {
+    case INFER_TYPE_F16:
+        put_half(block, DEVIATION * b->normal[next(b) % CODES]);
+        break;
+    case INFER_TYPE_Q4_0:
+        put_half(block, DEVIATION * 2.2f / 8);
+        codes(b, c, 32, 8, 3.6f, 15);
+        for (int i = 0; i < 16; i++)
+            block[2 + i] = (uint8_t)(c[i] | c[16 + i] << 4);
+        break;
+    case INFER_TYPE_Q8_0:
+        put_half(block, DEVIATION * 2.2f / 127);
+        codes(b, c, 32, 128, 57, 255);
+        for (int i = 0; i < 32; i++)
+            block[2 + i] = c[i] ^ 0x80;
+        break;
+    case INFER_TYPE_Q4_K:
+        draw_q4_k(b, block);
+        break;
+    case INFER_TYPE_Q6_K:
+        draw_q6_k(b, block);
+        break;
+    default:
+        fail("types are f16, q8_0, q4_0, q4_k and q6_k", 0);
+    }
+}
+
+/* Blocks of one type, from which rows are taken at random places. */
+static uint8_t *make_pool(struct bench *b, uint32_t type)
+{
+    uint8_t *pool = malloc(POOL_BYTES);
+    size_t size = ref_block_bytes(type);
+    if (!pool)
+        fail("out of memory", 0);
+    for (size_t at = 0; at + size <= POOL_BYTES; at += size)
+        draw_block(b, type, pool + at);
+    return pool;
+}
+
+static void write_tensor(struct bench *b, uint32_t i, const uint8_t *pool)
+{
+    const struct infer_tensor *t = &b->tensors[i];
+    const size_t size = ref_block_bytes(t->type);
+    uint64_t most = POOL_BYTES / 2 / t->row_bytes;
+    for (uint64_t row = 0, n; row < t->n_rows; row += n) {
+        n = t->n_rows - row < most ? t->n_rows - row : most;
+        uint64_t room = (POOL_BYTES - n * t->row_bytes) / size;
+        must(b, b->api->tensor_write(b->model, i, row, n, pool + size * (next(b) % room)), "load");
+    }
+}
+
+static void load(struct bench *b)
+{
+    uint8_t *pools[64] = {0};
+    float *ones = calloc(b->shape.n_embd, sizeof *ones);
+    if (!ones)
+        fail("out of memory", 0);
+    for (uint32_t i = 0; i < b->shape.n_embd; i++)
+        ones[i] = 1;
+    double start = now(), drawing = 0;
+    for (uint32_t i = 0; i < b->plan.n_tensors; i++) {
+        uint32_t type = b->tensors[i].type;
+        if (type == INFER_TYPE_F32) {
+            must(b, b->api->tensor_write(b->model, i, 0, 1, ones), "load");
+            continue;
+        }
+        double before = now();
+        if (!pools[type])
+            pools[type] = make_pool(b, type);
+        drawing += now() - before;
+        write_tensor(b, i, pools[type]);
+    }
+    must(b, b->api->model_ready(b->model), "ready");
+    double bytes = (double)(b->weight_bytes + b->tensors[0].row_bytes * b->tensors[0].n_rows);
+    printf("# %.2f GB of weights loaded at %.1f GB/s\n", 1e-9 * bytes,
+           1e-9 * bytes / (now() - start - drawing));
+    for (int i = 0; i < 64; i++)
+        free(pools[i]);
+    free(ones);
+}
+
+/* ---- steps ----------------------------------------------------------------------------------- */
+
+static uint32_t pages_each(const struct bench *b, uint32_t n_seqs)
+{
+    return b->state.n_pages / n_seqs;
+}
+
+/* Rows [position, position + n) of each of n_seqs sequences, and a greedy token at the last of
+ * each, which is the next step's. Returns seconds. */
+static double step(struct bench *b, uint32_t n_seqs, uint32_t position, uint32_t n)
+{
+    static int32_t tokens[INFER_STEP_ROWS_MAX];
+    static struct infer_batch_seq seqs[SEQUENCES_MAX];
+    static struct infer_batch_output outputs[SEQUENCES_MAX];
+    struct infer_sampling sampling;
+    infer_sampling_default(&sampling);
+    sampling.temperature = 0;
+    for (uint32_t i = 0; i < n_seqs * n; i++)
+        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+    for (uint32_t i = 0; i < n_seqs; i++) {
+        if (n == 1 && outputs[i].sample)
+            tokens[i] = outputs[i].token;
+        seqs[i] = (struct infer_batch_seq){.first_row = i * n,
+                                           .n_rows = n,
+                                           .position = position,
+                                           .n_pages = pages_each(b, n_seqs),
+                                           .pages = b->pages + (size_t)pages_each(b, n_seqs) * i};
+        outputs[i] = (struct infer_batch_output){
+            .row = i * n + n - 1, .sample = 1, .target = -1, .sampling = &sampling};
+    }
+    struct infer_batch batch = {.n_rows = n_seqs * n,
+                                .n_seqs = n_seqs,
+                                .n_outputs = n_seqs,
+                                .tokens = tokens,
+                                .seqs = seqs,
+                                .outputs = outputs};
+    double start = now();
+    must(b, b->api->run(b->model, &batch), "run");
+    double seconds = now() - start;
+    for (uint32_t i = 0; i < n_seqs; i++)
+        if (outputs[i].token < 0 || (uint32_t)outputs[i].token >= b->shape.n_vocab)
+            fail("a token that is none", outputs[i].token);
+    return seconds;
+}
+
+/* Fills n_seqs sequences up to `depth`, as many rows a step as there may be. */
+static void fill(struct bench *b, uint32_t n_seqs, uint32_t depth)
+{
+    uint32_t most = INFER_STEP_ROWS_MAX / n_seqs;
+    for (uint32_t at = 0; at < depth; at += most)
+        step(b, n_seqs, at, depth - at < most ? depth - at : most);
+}
+
+/* Seconds of n steps of `tokens` tokens each. */
+static void report(const struct bench *b, const char *what, double *seconds, uint32_t n,
+                   uint32_t tokens, double bytes)
+{
+    double median = bench_quantile(seconds, n, 0.5);
+    printf("%s %s, %-22s %9.1f tok/s  (%.1f .. %.1f)  %8.3f ms a step", b->shape_name,
+           ref_type_name(b->type), what, tokens / median, tokens / bench_quantile(seconds, n, 0.9),
+           tokens / bench_quantile(seconds, n, 0.1), 1e3 * median);
+    if (b->bandwidth > 0 && bytes > 0)
+        printf("  %.2f R", bytes / median / b->bandwidth);
+    printf("\n");
+    fflush(stdout);
+}
+
+static void decode(struct bench *b, uint32_t n_seqs, uint32_t depth, uint32_t n)
+{
+    double *seconds = calloc(n, sizeof *seconds);
+    char what[48];
+    if (!seconds || (depth + n + 15) / 16 + 1 > pages_each(b, n_seqs))
+        fail("too few pages", 0);
+    fill(b, n_seqs, depth);
+    for (uint32_t i = 0; i < 4 && i < n; i++) /* captures */
+        step(b, n_seqs, depth + i, 1);
+    for (uint32_t i = 0; i < n; i++)
+        seconds[i] = step(b, n_seqs, depth + i, 1);
+    snprintf(what, sizeof what, "decode %u at %u", n_seqs, depth);
+    report(b, what, seconds, n, n_seqs, (double)b->weight_bytes);
+    free(seconds);
+}
+
+static void prefill(struct bench *b, uint32_t n)
+{
+    double *seconds = calloc(b->repeats, sizeof *seconds);
+    char what[48];
+    if (!seconds || n / 16 > b->state.n_pages)
+        fail("too few pages", 0);
+    fill(b, 1, n);
+    for (uint32_t i = 0; i < b->repeats; i++)
+        for (uint32_t at = 0; at < n; at += INFER_STEP_ROWS_MAX)
+            seconds[i] +=
+                step(b, 1, at, n - at < INFER_STEP_ROWS_MAX ? n - at : INFER_STEP_ROWS_MAX);
+    snprintf(what, sizeof what, "prefill %u", n);
+    report(b, what, seconds, b->repeats, n, 0);
+    free(seconds);
+}
+
+static void measure(struct bench *b)
+{
+    const uint32_t context = b->shape.n_context;
+    if (strstr(b->cases, "decode"))
+        decode(b, 1, 128, b->steps);
+    if (strstr(b->cases, "deep"))
+        for (uint32_t depth = 2048; depth <= 8192 && depth + b->steps <= context; depth *= 4)
+            decode(b, 1, depth, b->steps);
+    if (strstr(b->cases, "batch"))
+        for (uint32_t n = 8; n <= SEQUENCES_MAX; n *= n == 8 ? 4 : 2)
+            decode(b, n, 128, 128);
+    if (strstr(b->cases, "prefill"))
+        for (uint32_t n = 512; n <= 4096 && n <= context; n *= 8)
+            prefill(b, n);
+}
+
+/* ---- arguments ------------------------------------------------------------------------------- */
+
+static uint32_t type_named(const char *name)
+{
+    for (uint32_t t = 0; t < 64; t++)
+        if (ref_type_known(t) && !strcasecmp(ref_type_name(t), name))
+            return t;
+    fail(name, 0);
+    return 0;
+}
+
+static void take_shape(struct bench *b, const char *name)
+{
+    static const struct infer_shape llama8 = {32, 4096, 14336, 128256, 32,
+                                              8,  128,  128,   16384,  1e-5f};
+    static const struct infer_shape llama1 = {16, 2048, 8192, 128256, 32, 8, 64, 64, 16384, 1e-5f};
+    static const struct infer_shape tiny = {2, 256, 512, 1024, 4, 2, 64, 64, 512, 1e-5f};
+    b->shape_name = name;
+    if (!strcmp(name, "8b"))
+        b->shape = llama8;
+    else if (!strcmp(name, "1b"))
+        b->shape = llama1;
+    else if (!strcmp(name, "tiny"))
+        b->shape = tiny;
+    else
+        fail("shapes are 8b, 1b and tiny", 0);
+}
+
+static void take_arguments(struct bench *b, int argc, char **argv)
+{
+    bool head = false;
+    for (int i = 1; i + 1 < argc; i += 2) {
+        const char *key = argv[i], *value = argv[i + 1];
+        if (!strcmp(key, "--backend"))
+            b->path = value;
+        else if (!strcmp(key, "--shape"))
+            take_shape(b, value);
+        else if (!strcmp(key, "--type"))
+            b->type = type_named(value);
+        else if (!strcmp(key, "--head-type"))
+            b->head_type = type_named(value), head = true;
+        else if (!strcmp(key, "--cases"))
+            b->cases = value;
+        else if (!strcmp(key, "--options"))
+            b->options = value;
+        else if (!strcmp(key, "--cache"))
+            b->cache_type = type_named(value);
+        else if (!strcmp(key, "--steps"))
+            b->steps = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--repeats"))
+            b->repeats = (uint32_t)atoi(value);
+        else
+            fail(key, 0);
+    }
+    if (!head)
+        b->head_type = b->type == INFER_TYPE_F16 ? INFER_TYPE_F16 : INFER_TYPE_Q6_K;
+    if (!b->steps || !b->repeats)
+        fail("nothing to measure", 0);
+}
+
+static void open_backend(struct bench *b, const struct infer_host *host)
+{
+    struct infer_device device;
+    void *so = dlopen(b->path, RTLD_NOW | RTLD_LOCAL);
+    if (!so)
+        fail(dlerror(), 0);
+    infer_backend_entry entry = NULL;
+    *(void **)&entry = dlsym(so, INFER_BACKEND_SYMBOL);
+    if (!entry)
+        fail("no backend", 0);
+    b->api = entry();
+    must(b, b->api->open(host, b->options, &b->backend), "open");
+    b->api->describe(b->backend, &device);
+    if (bench_probe_read)
+        b->bandwidth = bench_probe_read((size_t)8 << 30, 10);
+    printf("# %s, %.1f GB; reads %.2f TB/s\n", device.name, 1e-9 * (double)device.memory,
+           1e-12 * b->bandwidth);
+}
+
+int main(int argc, char **argv)
+{
+    static struct bench b = {.path = "build/inferd-backend-cuda.so",
+                             .options = "",
+                             .cases = "decode,deep,batch,prefill",
+                             .steps = 128,
+                             .repeats = 8,
+                             .type = INFER_TYPE_Q4_0,
+                             .cache_type = INFER_TYPE_F16,
+                             .seed = 88172645463325252u};
+    static const uint32_t cpus[1] = {0};
+    take_shape(&b, "8b");
+    take_arguments(&b, argc, argv);
+    make_normal(&b);
+    make_plan(&b);
+    const struct infer_host host = {.abi = INFER_BACKEND_ABI,
+                                    .log = on_log,
+                                    .memory_take = on_take,
+                                    .memory_give = on_give,
+                                    .cpus = cpus,
+                                    .n_cpus = 1};
+    open_backend(&b, &host);
+    b.state = (struct infer_state_config){.page_tokens = 16,
+                                          .n_pages = SEQUENCES_MAX * (256 / 16 + 2),
+                                          .k_type = b.cache_type,
+                                          .v_type = b.cache_type,
+                                          .max_rows = INFER_STEP_ROWS_MAX,
+                                          .max_seqs = INFER_STEP_SEQS_MAX,
+                                          .max_outputs = INFER_STEP_ROWS_MAX};
+    b.pages = calloc(b.state.n_pages, sizeof *b.pages);
+    for (uint32_t i = 0; b.pages && i < b.state.n_pages; i++)
+        b.pages[i] = b.state.n_pages - 1 - i;
+    if (!b.pages)
+        fail("out of memory", 0);
+    must(&b, b.api->model_open(b.backend, &b.plan, &b.state, &b.model), "model_open");
+    load(&b);
+    measure(&b);
+    b.api->model_close(b.model);
+    b.api->close(b.backend);
+    return 0;
+}

@@ -11,7 +11,6 @@
 #include <stdlib.h>
 
 #define EMULATED_SHARED_DEFAULT ((size_t)48 << 10)
-#define EMULATED_SHARED_MAX     ((size_t)227 << 10)
 
 /* One piece of work. */
 enum op_kind { OP_LAUNCH, OP_COPY, OP_FILL, OP_RECORD, OP_WAIT, OP_CALL, OP_GRAPH };

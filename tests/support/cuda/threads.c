@@ -32,6 +32,7 @@
 #endif
 #endif
 #ifdef WITH_ASAN
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define STACK_BYTES ((size_t)256 << 10)
 #else
@@ -377,6 +378,9 @@ static void new_fiber(unsigned int number)
         fprintf(stderr, "emulated kernels: no memory for %u threads\n", number);
         abort();
     }
+#ifdef WITH_ASAN
+    __asan_unpoison_memory_region(stack + PAGE, room - PAGE); /* others had a stack here before */
+#endif
     f->number = number;
     f->context.stack = stack + PAGE;
     f->context.stack_bytes = room - PAGE;
@@ -438,6 +442,17 @@ static void run_block(void)
     emulated_self = NULL;
 }
 
+/* As much shared memory as was asked for; the sanitizer knows where it ends. */
+static void open_shared(size_t bytes)
+{
+    static _Alignas(128) unsigned char memory[EMULATED_SHARED_MAX];
+#ifdef WITH_ASAN
+    __asan_unpoison_memory_region(memory, bytes);
+    __asan_poison_memory_region(memory + bytes, sizeof memory - bytes);
+#endif
+    emulated_shared = memory;
+}
+
 void emulated_run(const struct emulated_launch *launch)
 {
     const struct emulated_index grid = launch->grid;
@@ -449,9 +464,7 @@ void emulated_run(const struct emulated_launch *launch)
         new_fiber(now.n_fibers);
     emulated_grid_dim = grid;
     emulated_block_dim = launch->block;
-    emulated_shared = malloc(launch->shared_bytes ? launch->shared_bytes : 1);
-    if (!emulated_shared)
-        abort();
+    open_shared(launch->shared_bytes);
     for (z = 0; z < grid.z; z++) {
         for (y = 0; y < grid.y; y++) {
             for (x = 0; x < grid.x; x++) {
@@ -460,7 +473,6 @@ void emulated_run(const struct emulated_launch *launch)
             }
         }
     }
-    free(emulated_shared);
     emulated_shared = NULL;
     if (!now.n_waited)
         emulated_fail("no thread called cuda_wait()");

@@ -13,6 +13,8 @@ extern "C" {
 #define EMULATED_WARP  32u
 #define EMULATED_WORDS 12u /* what a lane may hand over at once */
 
+#define EMULATED_SHARED_MAX ((size_t)227 << 10) /* bytes of dynamic shared memory */
+
 struct emulated_index {
     unsigned int x, y, z;
 };

@@ -4,7 +4,8 @@
  * What it is true to: indices, barriers, shuffles, shared memory, atomics, integers, half-precision
  * with one rounding, float32 additions and multiplications. What it is not: time, the order of
  * threads (it varies on purpose, deterministically), the last bits of approximate functions and of
- * the tensor cores' sums, blocks that wait for each other (they run one after the other).
+ * the tensor cores' sums, blocks that wait for each other (they run one after the other) if they
+ * are not of one cluster.
  *
  * What it refuses, with a sentence and an abort: lanes of a warp that do not all come to a shuffle,
  * barriers that cannot open, more shared memory than was asked for by cudaFuncSetAttribute, kernels
@@ -17,12 +18,12 @@
 #include <cuda_runtime.h>
 
 #define threadIdx emulated_self->index
-#define blockIdx  emulated_block
+#define blockIdx  emulated_self->block
 #define blockDim  emulated_block_dim
 #define gridDim   emulated_grid_dim
 #define warpSize  32
 
-#define CUDA_SHARED(type, name) type *name = reinterpret_cast<type *>(emulated_shared)
+#define CUDA_SHARED(type, name) type *name = reinterpret_cast<type *>(emulated_self->shared)
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
@@ -32,9 +33,9 @@ struct emulated_place {
 };
 
 template <typename... Parameters, typename... Arguments>
-static inline cudaError_t emulated_start(emulated_place place, void (*kernel)(Parameters...),
-                                         dim3 grid, dim3 block, size_t shared_bytes,
-                                         cudaStream_t stream, Arguments &&...arguments)
+static inline cudaError_t
+emulated_start(emulated_place place, uint32_t cluster, void (*kernel)(Parameters...), dim3 grid,
+               dim3 block, size_t shared_bytes, cudaStream_t stream, Arguments &&...arguments)
 {
     using closure = std::tuple<void (*)(Parameters...), Parameters...>;
     closure all(kernel, static_cast<Parameters>(arguments)...);
@@ -49,6 +50,7 @@ static inline cudaError_t emulated_start(emulated_place place, void (*kernel)(Pa
     launch.arguments_bytes = sizeof all;
     launch.grid = {grid.x, grid.y, grid.z};
     launch.block = {block.x, block.y, block.z};
+    launch.cluster = cluster;
     launch.shared_bytes = shared_bytes;
     launch.text = place.text;
     launch.file = place.file;
@@ -56,7 +58,18 @@ static inline cudaError_t emulated_start(emulated_place place, void (*kernel)(Pa
     return emulated_enqueue(&launch, stream);
 }
 #define cuda_launch(...)                                                                           \
-    emulated_start(emulated_place{#__VA_ARGS__, __FILE__, __LINE__}, __VA_ARGS__)
+    emulated_start(emulated_place{#__VA_ARGS__, __FILE__, __LINE__}, 1, __VA_ARGS__)
+#define cuda_launch_clusters(cluster, ...)                                                         \
+    emulated_start(emulated_place{#__VA_ARGS__, __FILE__, __LINE__}, cluster, __VA_ARGS__)
+
+template <class Kernel>
+static inline uint32_t cuda_clusters_at_once(uint32_t cluster, Kernel kernel, dim3 block,
+                                             size_t shared_bytes)
+{
+    int processors = 0;
+    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0);
+    return (uint32_t)processors / cluster ? (uint32_t)processors / cluster : 1;
+}
 
 static inline void cuda_wait(void)
 {
@@ -536,6 +549,84 @@ EMULATED_REDUCE(__reduce_and_sync, all &one)
 EMULATED_REDUCE(__reduce_or_sync, all | one)
 EMULATED_REDUCE(__reduce_xor_sync, all ^ one)
 #undef EMULATED_REDUCE
+
+/* ---- barriers in shared memory --------------------------------------------------------------- */
+
+struct cuda_barrier {
+    uint16_t count, missing; /* of the phase */
+    uint32_t phase;
+};
+
+static inline void cuda_barrier_make(cuda_barrier *b, uint32_t count)
+{
+    *b = {(uint16_t)count, (uint16_t)count, 0};
+}
+static inline void cuda_barriers_made(void)
+{
+}
+static inline void cuda_barrier_arrive(cuda_barrier *b)
+{
+    if (b->missing == 0 || b->missing > b->count)
+        emulated_fail("a cuda_barrier that was not made");
+    if (--b->missing == 0) {
+        b->missing = b->count;
+        b->phase++;
+    }
+}
+static inline void cuda_barrier_wrote(cuda_barrier *b, uint32_t rank)
+{
+    cuda_barrier_arrive(static_cast<cuda_barrier *>(emulated_cluster_at(b, rank)));
+}
+static inline void cuda_barrier_read(cuda_barrier *b, uint32_t rank)
+{
+    cuda_barrier_wrote(b, rank);
+}
+static inline void cuda_barrier_wait(cuda_barrier *b, uint32_t parity)
+{
+    while ((b->phase & 1) == parity)
+        emulated_yield();
+}
+static inline void cuda_barrier_wait_cluster(cuda_barrier *b, uint32_t parity)
+{
+    cuda_barrier_wait(b, parity);
+}
+
+#define CUDA_BULK_COUNT 1u
+static inline void cuda_bulk_open(cuda_barrier *b, uint32_t bytes, uint32_t lane)
+{
+}
+static inline void cuda_bulk_copy(void *shared, const void *global, uint32_t bytes, cuda_barrier *b,
+                                  uint32_t lane)
+{
+    if (((uintptr_t)shared | (uintptr_t)global | bytes) % 16)
+        emulated_fail("a bulk copy of %u bytes from %p to %p: not aligned", bytes, global, shared);
+    if (lane == 0)
+        memcpy(shared, global, bytes);
+}
+/* Those who wait see nothing of the copies before this. */
+static inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
+{
+    __syncwarp();
+    if (lane == 0)
+        cuda_barrier_arrive(b);
+}
+
+static inline uint32_t cuda_cluster_rank(void)
+{
+    return emulated_self->rank;
+}
+static inline uint32_t cuda_cluster_blocks(void)
+{
+    return emulated_cluster;
+}
+template <class T> static inline const T *cuda_cluster_at(const T *shared, uint32_t rank)
+{
+    return static_cast<const T *>(emulated_cluster_at(shared, rank));
+}
+static inline void cuda_cluster_meet(void)
+{
+    emulated_cluster_barrier();
+}
 
 /* ---- tensor cores ---------------------------------------------------------------------------- */
 

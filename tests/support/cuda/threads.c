@@ -1,7 +1,8 @@
-/* threads.c: runs the blocks of a kernel on the processor, one after the other.
+/* threads.c: runs the blocks of a kernel on the processor, one after the other, or one cluster of
+ * blocks after the other.
  *
- * Owns a pool of fibers, one per thread of a block, each with a stack of its own that stays for the
- * next block and the next kernel. A fiber runs until it waits (a barrier, an exchange between
+ * Owns a pool of fibers, one per thread of a cluster, each with a stack of its own that stays for
+ * the next cluster and the next kernel. A fiber runs until it waits (a barrier, an exchange between
  * lanes) or ends, then switches to the next one that can go on; when none can, the kernel hangs,
  * which is said with its name. The order in which threads are let go changes with every barrier,
  * from first to last or from last to first, by a fixed rule: what a kernel forgot to wait for, one
@@ -10,8 +11,8 @@
  * One launch at a time; the caller holds a lock. Nothing here is fast in the sense of the real
  * thing: a switch takes some 10 ns.
  *
- * Limits: 1024 threads a block, 64 KiB of stack a thread (256 under AddressSanitizer) with an
- * unmapped page below. */
+ * Limits: 1024 threads a block, clusters of 8 blocks and 4096 threads, 64 KiB of stack a thread
+ * (256 under AddressSanitizer) with an unmapped page below. */
 #include "threads.h"
 
 #include <stdarg.h>
@@ -39,8 +40,29 @@
 #define STACK_BYTES ((size_t)64 << 10)
 #endif
 
-#define THREADS_MAX 1024u
+#define THREADS_MAX 4096u
+#define BLOCKS_MAX  8u
 #define PAGE        ((size_t)4096)
+
+/* ---- shared memory --------------------------------------------------------------------------- */
+
+static _Alignas(1024) unsigned char shared_memory[BLOCKS_MAX][EMULATED_SHARED_MAX];
+
+static unsigned char *shared_of(unsigned int rank)
+{
+    return shared_memory[rank];
+}
+
+/* As much as was asked for; the sanitizer knows where it ends. */
+static void open_shared(size_t bytes)
+{
+#ifdef WITH_ASAN
+    for (unsigned int rank = 0; rank < BLOCKS_MAX; rank++) {
+        __asan_unpoison_memory_region(shared_memory[rank], bytes);
+        __asan_poison_memory_region(shared_memory[rank] + bytes, EMULATED_SHARED_MAX - bytes);
+    }
+#endif
+}
 
 /* ---- fibers ---------------------------------------------------------------------------------- */
 
@@ -105,19 +127,22 @@ struct warp {
     uint32_t waiting; /* lanes */
 };
 
+/* Of threads first .. first + n - 1: a block's, or the whole cluster's. */
 struct barrier {
+    unsigned int first, n, n_alive;
     unsigned int arrived, generation;
     unsigned int yes[2], threads[2];
-    uint8_t waiting[THREADS_MAX];
 };
 
 static struct {
     const struct emulated_launch *launch;
     struct fiber *fibers[THREADS_MAX];
     struct warp warps[THREADS_MAX / EMULATED_WARP];
-    struct barrier barrier;
+    struct barrier blocks[BLOCKS_MAX], cluster;
+    struct barrier *waiting[THREADS_MAX]; /* where a thread is stopped, or NULL */
     struct context host;
-    unsigned int n_threads, n_alive, n_fibers;
+    unsigned int n_threads, n_fibers;                      /* n_threads: of the cluster */
+    unsigned int n_yields;                                 /* since somebody did something */
     unsigned int ready[THREADS_MAX], ready_first, n_ready; /* a ring */
     unsigned int turn;                                     /* changes the order of threads */
     unsigned int n_waited;
@@ -125,8 +150,8 @@ static struct {
 } now;
 
 struct emulated_thread *emulated_self;
-struct emulated_index emulated_block, emulated_block_dim, emulated_grid_dim;
-unsigned char *emulated_shared;
+struct emulated_index emulated_block_dim, emulated_grid_dim;
+unsigned int emulated_cluster;
 
 void emulated_fail(const char *format, ...)
 {
@@ -137,13 +162,13 @@ void emulated_fail(const char *format, ...)
         depth += text[end] == '<' || text[end] == '('   ? 1
                  : text[end] == '>' || text[end] == ')' ? -1
                                                         : 0;
-    fprintf(stderr, "emulated kernel %.*s (%s:%d), block %u,%u,%u of %u,%u,%u", end, text,
-            now.launch ? now.launch->file : "?", now.launch ? now.launch->line : 0,
-            emulated_block.x, emulated_block.y, emulated_block.z, emulated_grid_dim.x,
-            emulated_grid_dim.y, emulated_grid_dim.z);
+    fprintf(stderr, "emulated kernel %.*s (%s:%d)", end, text, now.launch ? now.launch->file : "?",
+            now.launch ? now.launch->line : 0);
     if (emulated_self)
-        fprintf(stderr, ", thread %u,%u,%u", emulated_self->index.x, emulated_self->index.y,
-                emulated_self->index.z);
+        fprintf(stderr, ", block %u,%u,%u of %u,%u,%u, thread %u,%u,%u", emulated_self->block.x,
+                emulated_self->block.y, emulated_self->block.z, emulated_grid_dim.x,
+                emulated_grid_dim.y, emulated_grid_dim.z, emulated_self->index.x,
+                emulated_self->index.y, emulated_self->index.z);
     fprintf(stderr, ": ");
     va_start(list, format);
     vfprintf(stderr, format, list);
@@ -191,17 +216,16 @@ static __attribute__((noinline)) void hang(void)
     unsigned int at_barrier = 0, in_exchange = 0, i;
     const char *what = "";
     for (i = 0; i < now.n_threads; i++)
-        at_barrier += now.barrier.waiting[i];
+        at_barrier += now.waiting[i] != NULL;
     for (i = 0; i * EMULATED_WARP < now.n_threads; i++) {
         in_exchange += now.warps[i].arrived;
         if (now.warps[i].arrived)
             what = now.warps[i].what;
     }
-    emulated_self = NULL;
     emulated_fail("nobody can go on: of %u threads %u have ended, %u wait at __syncthreads, %u "
-                  "in %s for lanes that do not come",
-                  now.n_threads, now.n_threads - now.n_alive, at_barrier, in_exchange,
-                  in_exchange ? what : "a shuffle");
+                  "in %s for lanes that do not come, %u for a cuda_barrier",
+                  now.n_threads, now.n_threads - now.cluster.n_alive, at_barrier, in_exchange,
+                  in_exchange ? what : "a shuffle", now.n_ready);
 }
 
 /* Leaves the processor to the next thread that can run; returns when this one can. */
@@ -222,37 +246,65 @@ static void suspend(struct fiber *self)
 /* ---- barriers -------------------------------------------------------------------------------- */
 
 /* Lets all go that wait, from either end. */
-static void open_barrier(void)
+static void open_barrier(struct barrier *b)
 {
-    struct barrier *b = &now.barrier;
-    unsigned int n = now.n_threads, i;
+    unsigned int n = b->n, i;
     bool backwards = ++now.turn * 2654435761u >> 31;
-    b->threads[b->generation & 1] = now.n_alive;
+    b->threads[b->generation & 1] = b->n_alive;
     b->generation++;
     b->arrived = 0;
     b->yes[b->generation & 1] = 0;
     for (i = 0; i < n; i++) {
-        unsigned int thread = backwards ? n - 1 - i : i;
-        if (b->waiting[thread]) {
-            b->waiting[thread] = 0;
+        unsigned int thread = b->first + (backwards ? n - 1 - i : i);
+        if (now.waiting[thread] == b) {
+            now.waiting[thread] = NULL;
             make_ready(thread);
         }
     }
 }
 
-unsigned int emulated_barrier(int predicate, unsigned int *ret_threads)
+static unsigned int stop_at(struct barrier *b, int predicate, unsigned int *ret_threads)
 {
     struct fiber *self = (struct fiber *)emulated_self;
-    struct barrier *b = &now.barrier;
     unsigned int parity = b->generation & 1;
     b->yes[parity] += predicate != 0;
-    b->waiting[self->number] = 1;
-    if (++b->arrived == now.n_alive)
-        open_barrier();
+    now.waiting[self->number] = b;
+    now.n_yields = 0;
+    if (++b->arrived == b->n_alive)
+        open_barrier(b);
     suspend(self);
     if (ret_threads)
         *ret_threads = b->threads[parity];
     return b->yes[parity];
+}
+
+unsigned int emulated_barrier(int predicate, unsigned int *ret_threads)
+{
+    return stop_at(&now.blocks[emulated_self->rank], predicate, ret_threads);
+}
+
+void emulated_cluster_barrier(void)
+{
+    stop_at(&now.cluster, 0, NULL);
+}
+
+void *emulated_cluster_at(const void *shared, unsigned int rank)
+{
+    if (rank >= emulated_cluster)
+        emulated_fail("block %u of a cluster of %u", rank, emulated_cluster);
+    return shared_of(rank) + ((const unsigned char *)shared - emulated_self->shared);
+}
+
+/* After so many turns of nothing but yields for each thread, nobody will ever do anything else. */
+#define YIELDS_MAX 64u
+
+void emulated_yield(void)
+{
+    struct fiber *self = (struct fiber *)emulated_self;
+    if (now.n_yields++ > YIELDS_MAX * now.n_threads)
+        hang();
+    make_ready(self->number);
+    suspend(self);
 }
 
 /* ---- lanes of a warp ------------------------------------------------------------------------- */
@@ -261,7 +313,7 @@ emulated_slots *emulated_exchange(const char *what, uint32_t mask, const void *w
                                   unsigned int n_words, emulated_combine combine)
 {
     struct fiber *self = (struct fiber *)emulated_self;
-    struct warp *w = &now.warps[self->thread.warp];
+    struct warp *w = &now.warps[self->number / EMULATED_WARP];
     emulated_slots *slots = &w->slots[w->generation & 1];
     uint32_t all = 0xffffffffu >> (EMULATED_WARP - w->n_lanes), i;
     if ((mask & all) != all)
@@ -280,12 +332,13 @@ emulated_slots *emulated_exchange(const char *what, uint32_t mask, const void *w
     }
     if (combine)
         combine(slots);
+    now.n_yields = 0;
     w->arrived = 0;
     w->generation++;
     for (i = 0; i < EMULATED_WARP; i++) {
         uint32_t lane = now.turn & 1 ? EMULATED_WARP - 1 - i : i;
         if (w->waiting >> lane & 1)
-            make_ready(self->thread.warp * EMULATED_WARP + lane);
+            make_ready(self->number / EMULATED_WARP * EMULATED_WARP + lane);
     }
     w->waiting = 0;
     return slots;
@@ -338,14 +391,18 @@ void emulated_waited(void)
 /* The thread is done: whoever waited for it alone goes on. */
 static void end_thread(struct fiber *self)
 {
-    struct warp *w = &now.warps[self->thread.warp];
+    struct warp *w = &now.warps[self->number / EMULATED_WARP];
+    struct barrier *own[2] = {&now.blocks[self->thread.rank], &now.cluster};
+    now.n_yields = 0;
     w->ended++;
     if (w->arrived)
         emulated_fail("a lane has ended, but %u of its warp wait for it in %s", w->arrived,
                       w->what);
-    now.n_alive--;
-    if (now.n_alive && now.barrier.arrived == now.n_alive)
-        open_barrier();
+    for (unsigned int i = 0; i < 2; i++) {
+        own[i]->n_alive--;
+        if (own[i]->n_alive && own[i]->arrived == own[i]->n_alive)
+            open_barrier(own[i]);
+    }
 }
 
 /* What every fiber does for ever: one thread of a block, then another of the next block. */
@@ -356,7 +413,7 @@ static void fiber_main(void)
         struct fiber *self = (struct fiber *)emulated_self;
         now.launch->call(now.launch->arguments);
         end_thread(self);
-        if (now.n_alive)
+        if (now.cluster.n_alive)
             suspend(self);
         else
             go(&self->context, &now.host);
@@ -400,40 +457,53 @@ static void new_fiber(unsigned int number)
     now.n_fibers = number + 1;
 }
 
-/* Threads 0 .. n - 1 as the launch numbers them, all ready. */
-static void set_up_block(void)
+static void set_up_barrier(struct barrier *b, unsigned int first, unsigned int n)
+{
+    *b = (struct barrier){.first = first, .n = n, .n_alive = n};
+}
+
+/* A block of the cluster: threads 0 .. n - 1 as the launch numbers them. */
+static void set_up_block(unsigned int rank, struct emulated_index block, unsigned int n)
 {
     const struct emulated_index *dim = &now.launch->block;
-    unsigned int i;
-    bool backwards = ++now.turn * 2654435761u >> 31;
-    memset(emulated_shared, 0xff, now.launch->shared_bytes);
-    memset(&now.barrier, 0, sizeof now.barrier);
-    now.n_alive = now.n_threads;
-    now.n_ready = 0;
-    for (i = 0; i * EMULATED_WARP < now.n_threads; i++) {
-        struct warp *w = &now.warps[i];
-        unsigned int left = now.n_threads - i * EMULATED_WARP;
+    unsigned int i, first = rank * n;
+    memset(shared_of(rank), 0xff, now.launch->shared_bytes);
+    set_up_barrier(&now.blocks[rank], first, n);
+    for (i = 0; i * EMULATED_WARP < n; i++) {
+        struct warp *w = &now.warps[first / EMULATED_WARP + i];
+        unsigned int left = n - i * EMULATED_WARP;
         w->n_lanes = left < EMULATED_WARP ? left : EMULATED_WARP;
         w->arrived = w->ended = w->generation = w->waiting = 0;
         if (left < EMULATED_WARP)
             memset(w->slots, 0xff, sizeof w->slots);
     }
-    for (i = 0; i < now.n_threads; i++) {
-        struct fiber *f = now.fibers[i];
+    for (i = 0; i < n; i++) {
+        struct fiber *f = now.fibers[first + i];
         f->thread.index =
             (struct emulated_index){i % dim->x, i / dim->x % dim->y, i / dim->x / dim->y};
+        f->thread.block = (struct emulated_index){block.x + rank, block.y, block.z};
+        f->thread.rank = rank;
+        f->thread.shared = shared_of(rank);
         f->thread.lane = i % EMULATED_WARP;
         f->thread.warp = i / EMULATED_WARP;
         f->waited = false;
         f->n_copies = f->copy_group = 0;
-        make_ready(backwards ? now.n_threads - 1 - i : i);
+        now.waiting[first + i] = NULL;
     }
 }
 
-static void run_block(void)
+/* The cluster whose first block that is. */
+static void run_cluster(struct emulated_index block)
 {
     struct fiber *first;
-    set_up_block();
+    unsigned int n = now.n_threads / emulated_cluster, i;
+    bool backwards = ++now.turn * 2654435761u >> 31;
+    for (i = 0; i < emulated_cluster; i++)
+        set_up_block(i, block, n);
+    set_up_barrier(&now.cluster, 0, now.n_threads);
+    now.n_ready = now.n_yields = 0;
+    for (i = 0; i < now.n_threads; i++)
+        make_ready(backwards ? now.n_threads - 1 - i : i);
     first = now.fibers[now.ready[now.ready_first]];
     now.ready_first = (now.ready_first + 1) % THREADS_MAX;
     now.n_ready--;
@@ -442,38 +512,25 @@ static void run_block(void)
     emulated_self = NULL;
 }
 
-/* As much shared memory as was asked for; the sanitizer knows where it ends. */
-static void open_shared(size_t bytes)
-{
-    static _Alignas(128) unsigned char memory[EMULATED_SHARED_MAX];
-#ifdef WITH_ASAN
-    __asan_unpoison_memory_region(memory, bytes);
-    __asan_poison_memory_region(memory + bytes, sizeof memory - bytes);
-#endif
-    emulated_shared = memory;
-}
-
 void emulated_run(const struct emulated_launch *launch)
 {
     const struct emulated_index grid = launch->grid;
     unsigned int x, y, z;
     now.launch = launch;
     now.n_waited = 0;
-    now.n_threads = launch->block.x * launch->block.y * launch->block.z;
+    now.n_threads = launch->block.x * launch->block.y * launch->block.z * launch->cluster;
     while (now.n_fibers < now.n_threads)
         new_fiber(now.n_fibers);
     emulated_grid_dim = grid;
     emulated_block_dim = launch->block;
+    emulated_cluster = launch->cluster;
     open_shared(launch->shared_bytes);
     for (z = 0; z < grid.z; z++) {
         for (y = 0; y < grid.y; y++) {
-            for (x = 0; x < grid.x; x++) {
-                emulated_block = (struct emulated_index){x, y, z};
-                run_block();
-            }
+            for (x = 0; x < grid.x; x += launch->cluster)
+                run_cluster((struct emulated_index){x, y, z});
         }
     }
-    emulated_shared = NULL;
     if (!now.n_waited)
         emulated_fail("no thread called cuda_wait()");
     now.launch = NULL;

@@ -152,23 +152,13 @@ static __global__ void __launch_bounds__(ATTEND_THREADS)
 
 /* ---- what store_heads leaves ----------------------------------------------------------------- */
 
-/* Zeros after the last column, and the sums of groups that are several heads'. */
+/* Zeros after the last column. */
 static __global__ void finish_rows(const cuda_packed to)
 {
-    const uint32_t row = blockIdx.x;
     cuda_wait();
     cuda_let_next_start();
-    for (uint32_t i = threadIdx.x; i < 2 * to.blocks; i += blockDim.x) {
-        float sum = 0;
-        for (uint32_t column = 16 * i; column < 16 * i + 16; column++) {
-            uint16_t *number = packed_number(to, row, column);
-            if (column >= to.cols)
-                *number = 0;
-            sum = __fadd_rn(sum, __half2float(__ushort_as_half(*number)));
-        }
-        to.sums[((size_t)(row / CUDA_ROWS_PAD) * 2 * to.blocks + i) * CUDA_ROWS_PAD +
-                row % CUDA_ROWS_PAD] = sum;
-    }
+    for (uint32_t c = to.cols + threadIdx.x; c < 32 * to.blocks; c += blockDim.x)
+        *cuda_packed_number(to, blockIdx.x, c) = 0;
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
@@ -243,7 +233,7 @@ cudaError_t cuda_attend(const struct cuda_cache *cache, const struct cuda_attend
         error =
             cuda_launch(attend_merge, dim3(cache->n_heads, attend->n_merges), dim3(ATTEND_THREADS),
                         cache->dim_v * sizeof(float), stream, *cache, *attend, *step);
-    if (error == cudaSuccess && (cache->head_dim_v % 16 != 0 || columns % CUDA_UNIT != 0))
+    if (error == cudaSuccess && columns % CUDA_UNIT != 0)
         error = cuda_launch(finish_rows, dim3(step->n_rows), dim3(ATTEND_THREADS), 0, stream,
                             attend->to);
     return error;

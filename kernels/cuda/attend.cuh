@@ -5,6 +5,7 @@
 #define INFERD_KERNELS_CUDA_ATTEND_CUH
 
 #include "cuda/cache.cuh"
+#include "cuda/packed.cuh"
 
 #define ATTEND_WARPS   4u
 #define ATTEND_THREADS (32u * ATTEND_WARPS)
@@ -116,44 +117,24 @@ static __device__ inline float *partial_of(const cuda_cache &c, const struct cud
     return a.partials + i * c.n_heads * (c.dim_v + 2);
 }
 
-/* 16 columns, the first at a multiple of 16, of a packed row, and their sum. */
+/* 16 columns, the first at a multiple of 16, of a packed row. */
 static __device__ inline void pack_group(const cuda_packed &to, size_t row, uint32_t column,
                                          const float *x)
 {
-    size_t tile = row / CUDA_ROWS_PAD, g = row % CUDA_ROWS_PAD;
-    uint16_t *values =
-        to.values + ((tile * to.blocks + column / 32) * 32 + 4 * g) * 8 + column % 32 / 4;
-    float sum = 0;
 #pragma unroll
-    for (uint32_t q = 0; q < 4; q++) {
-        uint2 four = make_uint2(cuda_half2_cut(x[4 * q], x[4 * q + 1]),
-                                cuda_half2_cut(x[4 * q + 2], x[4 * q + 3]));
-        float2 low = __half22float2(cuda_bits_half2(four.x));
-        float2 high = __half22float2(cuda_bits_half2(four.y));
-        sum = __fadd_rn(__fadd_rn(sum, low.x), low.y);
-        sum = __fadd_rn(__fadd_rn(sum, high.x), high.y);
-        *reinterpret_cast<uint2 *>(values + 8 * q) = four;
-    }
-    to.sums[(tile * 2 * to.blocks + column / 16) * CUDA_ROWS_PAD + g] = sum;
+    for (uint32_t q = 0; q < 4; q++)
+        cuda_packed_at(to, row, column + 4 * q)
+            .store(cuda_half2_cut(x[4 * q], x[4 * q + 1]),
+                   cuda_half2_cut(x[4 * q + 2], x[4 * q + 3]));
 }
 
-/* Where one number of a packed row is. */
-static __device__ inline uint16_t *packed_number(const cuda_packed &to, size_t row, uint32_t column)
-{
-    size_t tile = row / CUDA_ROWS_PAD, g = row % CUDA_ROWS_PAD;
-    uint32_t in = column % 32;
-    return to.values + ((tile * to.blocks + column / 32) * 32 + 4 * g + in % 16 / 4) * 8 +
-           in / 16 * 4 + in % 4;
-}
-
-/* Heads whose size is no multiple of 16 share groups of columns: numbers one by one, and their sums
- * by a kernel after this one. */
+/* Heads whose size is no multiple of 16 share groups of columns: numbers one by one. */
 static __device__ inline void store_scattered(const cuda_cache &c, const cuda_packed &to,
                                               size_t row, uint32_t head, uint32_t first,
                                               const float *x)
 {
     for (uint32_t d = first; d < first + 16 && d < c.head_dim_v; d++)
-        *packed_number(to, row, head * c.head_dim_v + d) =
+        *cuda_packed_number(to, row, head * c.head_dim_v + d) =
             (uint16_t)cuda_half2_cut(x[d - first], 0);
 }
 

@@ -106,7 +106,7 @@ static int no_device(cudaError_t error)
 /* Chooses the device and asks what it is. */
 static int find_device(struct infer_backend *b)
 {
-    int n = 0, major = 0, minor = 0, processors = 0, driver = 0;
+    int n = 0, major = 0, minor = 0, processors = 0, shared_bytes = 0, driver = 0;
     struct cudaDeviceProp properties;
     size_t memory_free, memory;
     cudaError_t error = cudaGetDeviceCount(&n);
@@ -118,6 +118,7 @@ static int find_device(struct infer_backend *b)
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, b->device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, b->device);
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, b->device);
+    cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, b->device);
     if (10 * major + minor < CAPABILITY_MIN)
         return cuda_fail(-ENODEV,
                          "GPU %d has compute capability %d.%d; this backend needs %d.%d or newer",
@@ -135,6 +136,7 @@ static int find_device(struct infer_backend *b)
     cudaDriverGetVersion(&driver);
     b->memory = memory;
     b->n_processors = (uint32_t)processors;
+    b->shared_bytes = (uint32_t)shared_bytes;
     snprintf(b->name, sizeof b->name, "%.32s, %d SMs, driver %d.%d", properties.name, processors,
              driver / 1000, driver % 1000 / 10);
     return 0;

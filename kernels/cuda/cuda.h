@@ -1,19 +1,25 @@
 /* cuda.h: the words that the files of the CUDA backend share.
  *
- *   backend.c      the entry point, its options, the device
- *   plan.c         which plans are run; operations with their tensors found
- *   model.c        a plan laid out in device memory; upload.c: rows of the file on their way there
- *   batch.c        a batch checked, and the numbers of a step that kernels read
- *   step.c         the plan's operations as kernels; graph.c: captured and replayed; profile.c:
- * timed pages.c        pages copied, zeroed, read, written, shifted between steps format.cu how
- * weights lie in memory: file rows to fragment order product.cu     y = W x for 1 to 16 rows of x,
- * bound by the weights' bytes product_many.cu   the same for more rows, bound by the tensor cores
- *   rows.cu        embedding, norms, activation: what is done to a row of x at a time
- *   cache.cu       keys and values into pages, rotation; pages copied, zeroed, shifted
- *   attend.cu      attention over the pages
- *   pieces.c       attention cut into pieces, a block's work each
- *   sample.cu      logits to tokens
- *   device.cuh     the instructions that C does not have, and how kernels are launched
+ *   backend.c       the entry point, its options, the device
+ *   plan.c          which plans are run; operations with their tensors found
+ *   model.c         a plan laid out in device memory
+ *   upload.c        rows of the file on their way there
+ *   batch.c         a batch checked, and the numbers of a step that kernels read
+ *   step.c          the plan's operations as kernels
+ *   graph.c         steps captured and replayed
+ *   profile.c       where a step's time goes
+ *   pages.c         pages copied, zeroed, read, written, shifted between steps
+ *   format.cu       how weights lie in memory: file rows to fragment order
+ *   product.cu      y = W x for 1 to 16 rows of x, bound by the weights' bytes
+ *   product_many.cu the same for more rows, bound by the tensor cores
+ *   rows.cu         embedding, norms, activation: what is done to a row of x at a time
+ *   cache.cu        keys and values into pages, rotation; pages copied, zeroed, shifted
+ *   attend.cu       attention over the pages
+ *   pieces.c        attention cut into pieces, a block's work each
+ *   sample.cu       logits to tokens
+ *   packed.cuh      where a number of x lies in the orders that products want
+ *   device.cuh      the instructions that C does not have, and how kernels are launched
+ *   group_mma.cuh   of these, the tensor cores' that four warps share
  *
  * Host code is C over the runtime API; a .cu file holds kernels and, as extern "C", the functions
  * declared here that launch them. A launch function takes device pointers, never waits, allocates
@@ -48,17 +54,22 @@ extern "C" {
 #endif
 
 #define CUDA_PAGE_TOKENS 16u
-#define CUDA_SEGMENTS    16u /* partial sums of a product */
+#define CUDA_SEGMENTS    8u  /* partial sums of a product */
 #define CUDA_CHUNK       64u /* positions of one partial attention */
 #define CUDA_TILE_ROWS   16u /* weight rows of one tensor-core tile */
+#define CUDA_BAND        4u  /* tiles of a band: the rows of four warps */
 #define CUDA_UNIT        64u /* columns of one unit of a tile; rows of W are padded to it */
 #define CUDA_ROWS_PAD    8u  /* rows of x of one tensor-core tile */
+#define CUDA_FEW_ROWS    16u /* rows of x up to which products are product.cu's */
+/* Shared memory that a block can have on devices of 8.0 and 9.0; those of 8.6 and 8.9, for one,
+ * have 99 KiB. */
+#define CUDA_SHARED_8_0 (163u << 10)
+#define CUDA_SHARED_9_0 (227u << 10)
 
 /* ---- weights: format.cu ---------------------------------------------------------------------- */
 
-/* value = scale * code, or scale * code + minimum; scales and minima are half-precision, one per
- * group of columns. Codes are whole numbers that half-precision holds exactly, so that the tensor
- * cores multiply codes and the scale meets the group's sum in float32. */
+/* value = scale * code, or scale * code + minimum, which products round to half-precision; scales
+ * and minima are that already, one per group of columns. Codes are whole numbers. */
 enum cuda_format {
     CUDA_F16, /* half-precision values: F16, BF16, F32 */
     CUDA_W4,  /* 4 bits - 8, per 32: Q4_0, TQ1_0, TQ2_0 */
@@ -71,22 +82,19 @@ enum cuda_format {
 };
 
 /* A matrix of `rows` outputs and `cols` inputs in device memory. Row tile i holds rows
- * 16 i .. 16 i + 15 (padded with zeros), unit u of it columns 64 u .. 64 u + 63. format.cu has the
- * picture of each plane. */
+ * 16 i .. 16 i + 15, unit u of it columns 64 u .. 64 u + 63; tiles come in fours, padded with
+ * zeros. product.cuh has the picture of a tile's unit. */
 struct cuda_matrix {
     uint32_t format; /* enum cuda_format */
     uint32_t type;   /* enum infer_type: the file's */
     uint32_t rows, cols;
-    uint32_t tiles, units; /* rows / 16 and cols / 64, rounded up */
-    uint8_t *codes;  /* [tiles][units] of 32 lanes x 16 bytes (4 bits), twice that (8 bits), four
-                        times (F16) */
-    uint8_t *high;   /* W5M, W6: the bits above the lowest four, else NULL */
-    uint8_t *scales; /* [tiles][units]; NULL for F16 */
+    uint32_t bands, units; /* rows / 64 and cols / 64, rounded up */
+    uint8_t *pieces;       /* [4 * bands][units] */
 };
 
 /* CUDA_FORMATS when the tensor type is not known. */
 uint32_t cuda_format_of(uint32_t type);
-/* Device bytes of all planes, a multiple of 256; 0 when that overflows. */
+/* Device bytes, a multiple of 256; 0 when that overflows. */
 size_t cuda_matrix_bytes(uint32_t type, uint32_t rows, uint32_t cols);
 /* Fills *ret for memory of that size, at a multiple of 256, which must be all zero before the first
  * write. */
@@ -103,27 +111,40 @@ cudaError_t cuda_matrix_read(const struct cuda_matrix *m, const int32_t *ids, ui
 
 /* ---- rows of activations: rows.cu ------------------------------------------------------------ */
 
-/* Rows of x as products want them: half-precision, in the order of tensor-core fragments, and the
- * sums of each 16 columns for formats with a minimum. Columns are padded with zeros to a multiple
- * of 64, rows (with anything) to a multiple of 8. For row tile t (8 rows) and block b (32 columns)
- * there are 32 lanes x 16 bytes at values + ((t * blocks + b) * 32 + lane) * 8; lane = 4 g + q has
- * row 8 t + g, columns 32 b + 4 q + {0, 1, 2, 3} and 32 b + 16 + 4 q + {0, 1, 2, 3}. sums[(t * 2 *
- * blocks + c) * 8 + g] is the float32 sum, of the rounded values and in ascending order of columns,
- * of columns 16 c .. 16 c + 15 of row 8 t + g. */
+/* Rows of x as products want them: half-precision, in the order of tensor-core fragments. Columns
+ * are padded with zeros to a multiple of 64, rows (with anything) to a multiple of 8, a row tile.
+ * Row tile t (8 rows) and block b (32 columns) are 512 bytes, in one of two orders:
+ *
+ *   tiles 0       for products of few rows, a fragment per lane: at (t * blocks + b) * 512 there
+ * are 32 lanes x 16 bytes: lane 4 g + q has row 8 t + g, columns 32 b + 4 q + {0, 1, 2, 3} and 32 b
+ * + 16 + 4 q + {0, 1, 2, 3} tiles 4, 8,   for more, as groups of warps read them from shared
+ * memory: row tiles in sets of 16            `tiles`, whose blocks stand together: at ((t / tiles *
+ * blocks + b) * tiles + t % tiles) * 512 there are 4 x 8 x 16 bytes: of k = 0 .. 3, of each row g,
+ * columns 32 b + 16 (k / 2) + 2 (k % 2) + {0, 1, 4, 5, 8, 9, 12, 13}
+ *
+ * Either way four columns from a multiple of 4 on are two words of two columns each. */
 struct cuda_packed {
     uint16_t *values;
-    float *sums;
+    uint32_t tiles;
     uint32_t cols;   /* before padding */
     uint32_t blocks; /* of 32 columns: 2 * units of a matrix with as many columns */
 };
 
-static inline size_t cuda_packed_values_bytes(uint32_t rows, uint32_t cols)
+/* The order that products of so many rows want, on a device that gives a block so much shared
+ * memory. */
+static inline uint32_t cuda_packed_tiles(uint32_t rows, uint32_t shared_bytes)
 {
-    return (size_t)((rows + 7) / 8 * 8) * ((cols + 63) / 64 * 64) * 2;
+    if (rows <= CUDA_FEW_ROWS)
+        return 0;
+    if (rows <= 32 || shared_bytes < CUDA_SHARED_8_0)
+        return 4;
+    return rows <= 64 && shared_bytes >= CUDA_SHARED_9_0 ? 8 : 16;
 }
-static inline size_t cuda_packed_sums_bytes(uint32_t rows, uint32_t cols)
+/* Bytes of so many rows or fewer, in any order that they may have. */
+static inline size_t cuda_packed_bytes(uint32_t rows, uint32_t cols)
 {
-    return (size_t)((rows + 7) / 8 * 8) * ((cols + 63) / 64 * 4) * 4;
+    uint32_t set = rows <= CUDA_FEW_ROWS ? CUDA_FEW_ROWS : rows <= 32 ? 32 : 128;
+    return ((size_t)rows + set - 1) / set * set * (((size_t)cols + 63) / 64 * 64) * 2;
 }
 
 /* RMSNorm and packing: for i < n the row x[index ? index[i] : i], of to->cols values, divided by
@@ -144,7 +165,9 @@ enum cuda_finish {
     CUDA_GATED, /* packed[row][r] = act((W x)[r]) * (V x)[r], W and V of the same format */
 };
 
-/* One matrix, or W and V of CUDA_GATED. n_rows rows of x; only they are read and have results. */
+/* One matrix, or W and V of CUDA_GATED. n_rows rows of x; only they have results. The order of x
+ * says which kernel does it (tiles 0: at most CUDA_FEW_ROWS rows); every one gives a row the same
+ * bits. */
 struct cuda_product {
     struct cuda_matrix w, v;
     struct cuda_packed x;
@@ -162,12 +185,12 @@ struct cuda_product {
  * run in one launch. */
 cudaError_t cuda_multiply(const struct cuda_product *products, uint32_t n, cudaStream_t stream);
 
-/* The ways to do it, for tests and measurements; every way gives a row the same bits. */
+/* For tests and measurements: how x of more than few rows meets W. */
 enum cuda_way {
     CUDA_FASTEST, /* what cuda_multiply() takes, by rows and sizes */
-    CUDA_FEW,     /* at most 16 rows */
-    CUDA_DEEP,
-    CUDA_WIDE,
+    CUDA_DEEP,    /* a cluster of four blocks, each a quarter of the columns, where there are any */
+    CUDA_WIDE,    /* a block all columns */
+    CUDA_LEAN,    /* x of sets of 4 tiles: as where there is little shared memory */
 };
 cudaError_t cuda_multiply_by(enum cuda_way way, const struct cuda_product *products, uint32_t n,
                              cudaStream_t stream);

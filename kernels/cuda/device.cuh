@@ -5,9 +5,9 @@
  * same words come from an emulation that runs kernels on the processor, thread by thread, so that
  * their arithmetic is tested on machines without a GPU.
  *
- * Everything here means the same on every GPU from 7.5 on. What a GPU lacks is made of what it has:
- * below 8.0 tensor-core products are of half the depth and copies to shared memory go through
- * registers, below 9.0 a kernel starts when the one before it has ended. */
+ * Everything here means the same on every GPU from 8.0 on. What a GPU lacks is made of what it has:
+ * below 9.0 a kernel starts when the one before it has ended, and bulk copies are many small ones;
+ * everywhere but on 9.0 products of four warps are products of each. */
 #ifndef INFERD_KERNELS_CUDA_DEVICE_CUH
 #define INFERD_KERNELS_CUDA_DEVICE_CUH
 
@@ -28,25 +28,61 @@ static inline bool cuda_overlaps(void)
            major >= 9;
 }
 
-/* kernel<<<grid, block, shared_bytes, stream>>>(arguments...), which may start while the kernel
- * before it in the stream still runs: it must call cuda_wait() before it reads what that one wrote,
- * and before it writes anything. */
+/* kernel<<<grid, block, shared_bytes, stream>>>(arguments...) in clusters of `cluster` blocks,
+ * neighbours in x, which may start while the kernel before it in the stream still runs: it must
+ * call cuda_wait() before it reads what that one wrote, and before it writes anything. Every kernel
+ * wants all of a processor's memory to be shared memory, as products do: to divide it anew between
+ * two kernels, a processor would have to run empty. */
 template <typename... Parameters, typename... Arguments>
-static inline cudaError_t cuda_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                                      size_t shared_bytes, cudaStream_t stream,
-                                      Arguments &&...arguments)
+static inline cudaError_t cuda_launch_clusters(uint32_t cluster, void (*kernel)(Parameters...),
+                                               dim3 grid, dim3 block, size_t shared_bytes,
+                                               cudaStream_t stream, Arguments &&...arguments)
 {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[3] = {};
+    attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    attributes[2].id = cudaLaunchAttributeClusterDimension;
+    attributes[2].val.clusterDim = {cluster, 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = cuda_overlaps() ? 1 : 0;
+    config.attrs = attributes;
+    config.numAttrs = 1 + (cuda_overlaps() ? 1 + (cluster > 1) : 0);
     return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+}
+template <typename... Parameters, typename... Arguments>
+static inline cudaError_t cuda_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                      size_t shared_bytes, cudaStream_t stream,
+                                      Arguments &&...arguments)
+{
+    return cuda_launch_clusters(1, kernel, grid, block, shared_bytes, stream,
+                                static_cast<Arguments &&>(arguments)...);
+}
+
+/* How many clusters (blocks that run at the same time and see each other's shared memory) of a
+ * kernel run at once on the current device; 0: it has none. Those of 9.0 and newer do. */
+template <class Kernel>
+static inline uint32_t cuda_clusters_at_once(uint32_t cluster, Kernel kernel, dim3 block,
+                                             size_t shared_bytes)
+{
+    cudaLaunchAttribute attribute = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t config = {};
+    config.gridDim = dim3(cluster);
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    int n = 0;
+    if (!cuda_overlaps() ||
+        cudaOccupancyMaxActiveClusters(&n, (const void *)kernel, &config) != cudaSuccess)
+        return 0;
+    return (uint32_t)n;
 }
 
 /* Until the kernels before this one are done and their writes are seen. */
@@ -64,9 +100,9 @@ static __device__ inline void cuda_let_next_start(void)
 #endif
 }
 
-/* Dynamic shared memory, at a multiple of 16. */
+/* Dynamic shared memory, at a multiple of 128. */
 #define CUDA_SHARED(type, name)                                                                    \
-    extern __shared__ __align__(16) unsigned char cuda_shared[];                                   \
+    extern __shared__ __align__(128) unsigned char cuda_shared[];                                  \
     type *name = reinterpret_cast<type *>(cuda_shared)
 
 /* d += a b: a 16 x 16 (row), b 16 x 8 (column), d 16 x 8. Lane 4 g + q has of a {row g, columns
@@ -75,34 +111,20 @@ static __device__ inline void cuda_let_next_start(void)
  * 1}, {row g + 8, the same}. */
 static __device__ inline void cuda_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
-#if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
                  "{%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-    for (int half = 0; half < 2; half++)
-        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, "
-                     "{%6}, {%0,%1,%2,%3};"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
-#endif
 }
 
-/* 16, 8, 4 bytes that are read once and that no kernel before this one wrote: weights. They may be
- * read before cuda_wait(). */
+/* 16, 8, 4 bytes that are read once and that no kernel before this one wrote. They may be read
+ * before cuda_wait(). */
 static __device__ inline uint4 cuda_stream16(const void *p)
 {
     uint4 v;
-#if __CUDA_ARCH__ >= 800
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
-#else
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-#endif
     return v;
 }
 static __device__ inline uint2 cuda_stream8(const void *p)
@@ -132,25 +154,190 @@ static __device__ inline uint32_t cuda_and_or(uint32_t a, uint32_t mask, uint32_
  * cuda_copies_wait() says so, N groups younger than which may still be under way. */
 static __device__ inline void cuda_copy16(void *shared, const void *global)
 {
-#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(shared)),
                  "l"(global)
                  : "memory");
-#else
-    *static_cast<uint4 *>(shared) = *static_cast<const uint4 *>(global);
-#endif
 }
 static __device__ inline void cuda_copies_commit(void)
 {
-#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
 }
 template <int N> static __device__ inline void cuda_copies_wait(void)
 {
-#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* ---- barriers in shared memory ----------------------------------------------------------------
+ */
+
+/* A barrier that opens when `count` have come, again and again: its phase n (from 0) is over when
+ * they have come n + 1 times. To be made by one thread before anybody else uses it; after it comes
+ * cuda_barriers_made() by that thread, and __syncthreads(). */
+struct cuda_barrier {
+    uint64_t state;
+};
+
+static __device__ inline uint32_t cuda_shared_address(const void *shared)
+{
+    return (uint32_t)__cvta_generic_to_shared(shared);
+}
+static __device__ inline void cuda_barrier_make(cuda_barrier *b, uint32_t count)
+{
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(cuda_shared_address(b)), "r"(count)
+                 : "memory");
+}
+static __device__ inline void cuda_barriers_made(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
+static __device__ inline void cuda_barrier_arrive(cuda_barrier *b)
+{
+    asm volatile(
+        "{ .reg .b64 token; mbarrier.arrive.shared.b64 token, [%0]; }" ::"r"(cuda_shared_address(b))
+        : "memory");
+}
+/* Until the phase of that parity is over; what those who came had written is then seen. */
+static __device__ inline void cuda_barrier_wait(cuda_barrier *b, uint32_t parity)
+{
+    uint32_t over = 0;
+    while (!over) {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(cuda_shared_address(b)), "r"(parity)
+                     : "memory");
+#else
+        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(cuda_shared_address(b)), "r"(parity)
+                     : "memory");
+#endif
+    }
+}
+
+/* The same for barriers of blocks of a cluster that wait for each other: to come at the barrier of
+ * block `rank`, having written what that block will read (a fence as for the whole device, about a
+ * microsecond) or only having read; and to see what blocks wrote. */
+static __device__ inline void cuda_barrier_wrote(cuda_barrier *b, uint32_t rank)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(
+                     cuda_shared_address(b)),
+                 "r"(rank)
+                 : "memory");
+#else
+    cuda_barrier_arrive(b);
+#endif
+}
+static __device__ inline void cuda_barrier_read(cuda_barrier *b, uint32_t rank)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(cuda_shared_address(b)),
+                 "r"(rank)
+                 : "memory");
+#else
+    cuda_barrier_arrive(b);
+#endif
+}
+static __device__ inline void cuda_barrier_wait_cluster(cuda_barrier *b, uint32_t parity)
+{
+#if __CUDA_ARCH__ >= 900
+    uint32_t over = 0;
+    while (!over)
+        asm volatile("{ .reg .pred p;\n"
+                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(cuda_shared_address(b)), "r"(parity)
+                     : "memory");
+#else
+    cuda_barrier_wait(b, parity);
+#endif
+}
+
+/* Copies of many bytes to shared memory that a barrier waits for, by all lanes of one warp: open
+ * with the sum of their bytes, the copies (of multiples of 16 bytes), close. The barrier counts
+ * CUDA_BULK_COUNT for it. */
+#if __CUDA_ARCH__ >= 900
+#define CUDA_BULK_COUNT 1u
+#else
+#define CUDA_BULK_COUNT 32u
+#endif
+static __device__ inline void cuda_bulk_open(cuda_barrier *b, uint32_t bytes, uint32_t lane)
+{
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0)
+        asm volatile(
+            "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(cuda_shared_address(b)),
+            "r"(bytes)
+            : "memory");
+#endif
+}
+static __device__ inline void cuda_bulk_copy(void *shared, const void *global, uint32_t bytes,
+                                             cuda_barrier *b, uint32_t lane)
+{
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0)
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+                     "[%1], %2, [%3];" ::"r"(cuda_shared_address(shared)),
+                     "l"(global), "r"(bytes), "r"(cuda_shared_address(b))
+                     : "memory");
+#else
+    for (uint32_t at = 16 * lane; at < bytes; at += 512)
+        cuda_copy16((uint8_t *)shared + at, (const uint8_t *)global + at);
+#endif
+}
+static __device__ inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
+{
+#if __CUDA_ARCH__ < 900
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cuda_shared_address(b))
+                 : "memory");
+#endif
+}
+
+/* Of the cluster: which block this is, and where its memory `shared` lies in another's. */
+static __device__ inline uint32_t cuda_cluster_rank(void)
+{
+    uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+    return rank;
+}
+static __device__ inline uint32_t cuda_cluster_blocks(void)
+{
+    uint32_t n = 1;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
+#endif
+    return n;
+}
+template <class T> static __device__ inline const T *cuda_cluster_at(const T *shared, uint32_t rank)
+{
+#if __CUDA_ARCH__ >= 900
+    const T *there;
+    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
+    return there;
+#else
+    return shared;
+#endif
+}
+/* All threads of all blocks of the cluster, whose barriers are made; it orders nothing else. */
+static __device__ inline void cuda_cluster_meet(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+#else
+    __syncthreads();
 #endif
 }
 
@@ -164,6 +351,8 @@ static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at
 #else
 #include "cuda/emulated.h"
 #endif
+
+#include "cuda/group_mma.cuh"
 
 /* Two half-precision numbers in a register. */
 static __device__ inline uint32_t cuda_half2_bits(__half2 v)

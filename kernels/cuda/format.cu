@@ -1,6 +1,6 @@
 /* format.cu: how weights lie in device memory, the way there from a file's rows, and back.
  *
- * Three planes, [tiles][units] each, whose pieces product.cuh draws. Bits per value:
+ * Pieces, [tiles][units], which product.cuh draws. Bits per value:
  *
  *             codes  high  scales     of the file's types
  *   CUDA_F16     16                   F16; BF16 and F32 rounded to half, beyond +-65504 cut to that
@@ -62,56 +62,36 @@ extern "C" uint32_t cuda_format_of(uint32_t type)
     }
 }
 
-/* Bytes per tile's unit, in the order of the planes. */
-struct piece_bytes {
-    size_t codes, high, scales;
-};
-
-static struct piece_bytes pieces_of(uint32_t format)
+static size_t piece_bytes(uint32_t format)
 {
-    struct piece_bytes ret = {0, 0, 0};
-    CUDA_FOR_FORMAT(format, ret = (piece_bytes{cuda_format_is<FORMAT>::code_bytes,
-                                               cuda_format_is<FORMAT>::high_bytes,
-                                               cuda_format_is<FORMAT>::scale_bytes}))
-    return ret;
-}
-
-static size_t up_256(size_t bytes)
-{
-    return (bytes + 255) / 256 * 256;
+    CUDA_FOR_FORMAT(format, return cuda_format_is<FORMAT>::piece_bytes)
+    return 0;
 }
 
 extern "C" size_t cuda_matrix_bytes(uint32_t type, uint32_t rows, uint32_t cols)
 {
-    struct piece_bytes p = pieces_of(cuda_format_of(type));
-    size_t tiles = ((size_t)rows + CUDA_TILE_ROWS - 1) / CUDA_TILE_ROWS;
+    const size_t band_rows = CUDA_TILE_ROWS * CUDA_BAND;
+    size_t tiles = ((size_t)rows + band_rows - 1) / band_rows * CUDA_BAND;
     size_t units = ((size_t)cols + CUDA_UNIT - 1) / CUDA_UNIT;
-    size_t pieces = tiles * units; /* each under 2^28 */
+    size_t pieces = tiles * units; /* each under 2^29 */
     size_t all;
-    if (__builtin_mul_overflow(pieces, p.codes + p.high + p.scales, &all) || all > SIZE_MAX - 768)
+    if (__builtin_mul_overflow(pieces, piece_bytes(cuda_format_of(type)), &all) ||
+        all > SIZE_MAX - 255)
         return 0;
-    return up_256(pieces * p.codes) + up_256(pieces * p.high) + up_256(pieces * p.scales);
+    return (all + 255) / 256 * 256;
 }
 
 extern "C" void cuda_matrix_init(struct cuda_matrix *ret, uint32_t type, uint32_t rows,
                                  uint32_t cols, void *memory)
 {
-    uint32_t format = cuda_format_of(type);
-    struct piece_bytes p = pieces_of(format);
-
     memset(ret, 0, sizeof *ret);
-    ret->format = format;
+    ret->format = cuda_format_of(type);
     ret->type = type;
     ret->rows = rows;
     ret->cols = cols;
-    ret->tiles = rows / CUDA_TILE_ROWS + (rows % CUDA_TILE_ROWS != 0);
+    ret->bands = rows / (CUDA_TILE_ROWS * CUDA_BAND) + (rows % (CUDA_TILE_ROWS * CUDA_BAND) != 0);
     ret->units = cols / CUDA_UNIT + (cols % CUDA_UNIT != 0);
-    size_t pieces = (size_t)ret->tiles * ret->units;
-    ret->codes = (uint8_t *)memory;
-    if (p.high)
-        ret->high = ret->codes + up_256(pieces * p.codes);
-    if (p.scales)
-        ret->scales = ret->codes + up_256(pieces * p.codes) + up_256(pieces * p.high);
+    ret->pieces = (uint8_t *)memory;
 }
 
 /* ---- the file's blocks ----------------------------------------------------------------------- */
@@ -321,6 +301,14 @@ template <uint32_t TYPE> static __device__ inline uint32_t half_of(const uint8_t
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
+/* The piece of a tile's unit that has row `row`, column `col`. */
+template <uint32_t FORMAT>
+static __device__ inline uint8_t *piece_of(const cuda_matrix &m, uint32_t row, uint32_t col)
+{
+    size_t at = (size_t)(row / CUDA_TILE_ROWS) * m.units + col / CUDA_UNIT;
+    return m.pieces + at * cuda_format_is<FORMAT>::piece_bytes;
+}
+
 /* Where the scale of row r and column c (0 .. 63) lies among the halves of a tile's unit; its
  * minimum `groups` halves after it. */
 template <uint32_t FORMAT> static __device__ inline uint32_t scale_at(uint32_t r, uint32_t c)
@@ -332,11 +320,10 @@ template <uint32_t FORMAT> static __device__ inline uint32_t scale_at(uint32_t r
 
 /* The scales of the group at column c, 0 .. 63 of the unit. */
 template <uint32_t FORMAT>
-static __device__ inline void write_scales(const cuda_matrix &m, size_t piece, uint32_t r,
-                                           uint32_t c, scale_minimum of)
+static __device__ inline void write_scales(uint8_t *piece, uint32_t r, uint32_t c, scale_minimum of)
 {
     using is = cuda_format_is<FORMAT>;
-    uint16_t *scale = (uint16_t *)(m.scales + piece * is::scale_bytes) + scale_at<FORMAT>(r, c);
+    uint16_t *scale = (uint16_t *)(piece + is::scales_at) + scale_at<FORMAT>(r, c);
     scale[0] = to_half_bits(of.scale);
     if constexpr (is::minimum)
         scale[is::groups] = to_half_bits(of.minimum);
@@ -344,12 +331,11 @@ static __device__ inline void write_scales(const cuda_matrix &m, size_t piece, u
 
 /* Columns c .. c + 3 of unit u; c a multiple of 4. */
 template <uint32_t FORMAT>
-static __device__ inline void write_codes(const cuda_matrix &m, size_t piece, uint32_t r,
-                                          uint32_t c, const int code[4])
+static __device__ inline void write_codes(uint8_t *piece, uint32_t r, uint32_t c, const int code[4])
 {
     using is = cuda_format_is<FORMAT>;
     cuda_place p = cuda_place_of(r, c);
-    uint32_t *codes = (uint32_t *)(m.codes + piece * is::code_bytes);
+    uint32_t *codes = (uint32_t *)piece;
     uint32_t low = 0, high = 0;
 
     for (uint32_t j = 0; j < 4; j++) {
@@ -368,7 +354,7 @@ static __device__ inline void write_codes(const cuda_matrix &m, size_t piece, ui
     } else {
         atomicOr(codes + p.lane * 4 + p.step, low);
         if constexpr (is::high_bits != 0)
-            atomicOr((uint32_t *)(m.high + piece * is::high_bytes) + p.lane * is::high_words +
+            atomicOr((uint32_t *)(piece + is::high_at) + p.lane * is::high_words +
                          p.step * is::high_bits / 4,
                      high);
     }
@@ -386,10 +372,10 @@ static __global__ void write_rows(cuda_matrix m, uint32_t first_row, uint32_t n_
     for (uint32_t i = blockIdx.y; i < n_rows; i += gridDim.y) {
         const uint8_t *row = from + i * row_bytes;
         uint32_t r = (first_row + i) % 16;
-        size_t piece = (size_t)((first_row + i) / 16) * m.units + c / 64;
+        uint8_t *piece = piece_of<FORMAT>(m, first_row + i, c);
         if constexpr (FORMAT == CUDA_F16) {
             cuda_place p = cuda_place_of(r, c % 64);
-            uint32_t *codes = (uint32_t *)(m.codes + piece * cuda_format_is<FORMAT>::code_bytes);
+            uint32_t *codes = (uint32_t *)piece;
             uint32_t v[4] = {};
             for (uint32_t j = 0; j < 4 && c + j < m.cols; j++)
                 v[j] = half_of<TYPE>(row, c + j);
@@ -400,9 +386,9 @@ static __global__ void write_rows(cuda_matrix m, uint32_t first_row, uint32_t n_
             int code[4];
             for (uint32_t j = 0; j < 4; j++)
                 code[j] = code_of<TYPE>(row, c + j);
-            write_codes<FORMAT>(m, piece, r, c % 64, code);
+            write_codes<FORMAT>(piece, r, c % 64, code);
             if (c % (cuda_format_is<FORMAT>::by_16 ? 16 : 32) == 0)
-                write_scales<FORMAT>(m, piece, r, c % 64, scale_of<TYPE>(row, c));
+                write_scales<FORMAT>(piece, r, c % 64, scale_of<TYPE>(row, c));
         }
     }
 }
@@ -453,9 +439,8 @@ static __device__ inline float read_value(const cuda_matrix &m, uint32_t row, ui
 {
     using is = cuda_format_is<FORMAT>;
     uint32_t r = row % 16, c = col % 64;
-    size_t piece = (size_t)(row / 16) * m.units + col / 64;
     cuda_place p = cuda_place_of(r, c);
-    const uint8_t *codes = m.codes + piece * is::code_bytes;
+    const uint8_t *codes = piece_of<FORMAT>(m, row, col);
 
     if constexpr (is::halves) {
         uint32_t i = p.step * 256 + p.lane * 8 + p.below * 2 + p.j / 2 * 4 + p.j % 2;
@@ -468,14 +453,13 @@ static __device__ inline float read_value(const cuda_matrix &m, uint32_t row, ui
             uint32_t w = ((const uint32_t *)codes)[p.lane * 4 + p.step];
             code = (int)(w >> cuda_nibble_bit(p) & 15);
             if constexpr (is::high_bits != 0) {
-                const uint32_t *high = (const uint32_t *)(m.high + piece * is::high_bytes);
+                const uint32_t *high = (const uint32_t *)(codes + is::high_at);
                 w = high[p.lane * is::high_words + p.step * is::high_bits / 4];
                 code |= (int)(w >> cuda_high_bit(p, is::high_bits) & ((1u << is::high_bits) - 1))
                         << 4;
             }
         }
-        const uint16_t *scale =
-            (const uint16_t *)(m.scales + piece * is::scale_bytes) + scale_at<FORMAT>(r, c);
+        const uint16_t *scale = (const uint16_t *)(codes + is::scales_at) + scale_at<FORMAT>(r, c);
         float minimum = is::minimum ? half_bits(scale[is::groups]) : 0.0f;
         return __fmaf_rn(half_bits(scale[0]), (float)(code - (int)is::offset), minimum);
     }

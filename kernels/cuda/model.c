@@ -50,8 +50,7 @@ static size_t pad64(size_t n)
 
 static void place_packed(struct cuda_packed *ret, struct places *p, uint32_t rows, uint32_t cols)
 {
-    ret->values = place(p, 1, cuda_packed_values_bytes(rows, cols));
-    ret->sums = place(p, 1, cuda_packed_sums_bytes(rows, cols));
+    ret->values = place(p, 1, cuda_packed_bytes(rows, cols));
     ret->cols = cols;
     ret->blocks = (cols + 63) / 64 * 2;
 }

@@ -31,11 +31,11 @@
 struct infer_backend {
     const struct infer_host *host;
     int device;
-    bool graphs;      /* option graphs: steps are captured and replayed */
-    uint32_t profile; /* option profile: steps of one report; 0: none */
-    uint32_t n_processors;
-    char name[64];     /* for describe() */
-    uint64_t memory;   /* of the device */
+    bool graphs;                         /* option graphs: steps are captured and replayed */
+    uint32_t profile;                    /* option profile: steps of one report; 0: none */
+    uint32_t n_processors, shared_bytes; /* shared_bytes: of a block, at most */
+    char name[64];                       /* for describe() */
+    uint64_t memory;                     /* of the device */
     _Atomic bool lost; /* an error after which this process can use the device no more */
 };
 

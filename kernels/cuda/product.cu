@@ -4,181 +4,127 @@
  *
  * The bytes to move: W once (4.5 bits a value in CUDA_W4, see format.cu), and per block x. There
  * are no more blocks than processors; a block takes one pair of tiles after another, 32 rows of W
- * (or 16 of W and 16 of V) for all columns, and each of its 16 warps has one segment of the
- * columns, the same for every pair. A lane loads its weights straight into registers, 3 or 4 units
- * ahead, and does so across pairs: while the sums of one are brought together, the weights of the
- * next are on their way. In CUDA_W4 that are 4 x 2 tiles x 576 bytes for each of 16 warps, 72 KiB
- * per processor, where 40 KiB are enough to hide the memory's latency (Little: 4.3 TB/s x 1 us /
- * 132 = 33 KB). The first loads come before cuda_wait(): weights do not depend on earlier kernels,
- * and arrive while those still end.
+ * (or 16 of W and 16 of V) for all columns, and each of its 16 warps has one tile of the pair and
+ * one segment of the columns, the same for every pair. What a warp reads of W comes by bulk copies
+ * to a ring of its own in shared memory, some units ahead and across pairs: while the sums of one
+ * pair are brought together, the weights of the next are on their way. The first copies come before
+ * cuda_wait(): weights do not depend on earlier kernels, and arrive while those still end.
  *
- * Two tiles share the fragments of x. Each warp copies its segment of the rows that exist (n_rows
- * of 8, or of 16) to shared memory once; where many rows of many columns do not fit, x comes from
- * the second-level cache for every pair.
+ * Little's law wants 4.5 TB/s x 1 us / 132 = 34 KB under way per processor; the rings hold about
+ * 110 KB. Not loads into registers: the compiler gives all loads of a loop one of a warp's six
+ * counters, and a warp that wants the oldest waits for the youngest too. Not small copies by all
+ * lanes: they cost a lane as many instructions as the rest of the loop. A bulk copy is one
+ * instruction of one lane for some units. One product a processor at a time: where two kernels'
+ * blocks shared one, early starters kept the small kernels between them waiting (2.57 ms a step
+ * instead of 1.96).
  *
- * Instructions per warp and unit of a pair of tiles (64 codes a lane) in CUDA_W4 with 8 rows: 72 to
- * make halves of codes, 8 tensor-core products, 24 to scale, 6 loads, and 4 to 6 of the loop: 116,
- * or 1.8 per code and lane; beside them about 140 per pair for its addresses, sums and barrier,
- * with 4 units in a segment of 4096 columns 35 a unit. A processor issues 128 lanes a cycle and at
- * full bandwidth gets 35 codes of 4.5 bits: half of its issue slots in all, and most of what is
- * left waits for nothing but memory.
+ * x is copied to shared memory once per block; where many rows of many columns do not fit, it comes
+ * from the second-level cache for every pair.
  *
- * The partial sums meet in shared memory and are added by one thread per result in the order that
- * product.cuh fixes.
+ * Instructions per warp and unit of a tile (32 codes a lane) in CUDA_W4 with 8 rows: 52 to make
+ * halves of codes, 4 tensor-core products, 4 loads, and some 6 of the loop: 66, or 2.1 per code and
+ * lane. A processor issues 128 lanes a cycle and at full bandwidth gets 35 codes of 4.5 bits: a
+ * good half of its issue slots.
  *
- * Measured on an H200 (4.6 TB/s of reads), one row, launch included: 28672 x 4096 in CUDA_W4 23.3
- * us (66 MB: 2.8 TB/s), 4096 x 14336 14.7, 6144 x 4096 11.1, 4096 x 4096 8.4; a ring in shared
- * memory, filled anew for each pair by blocks that had one pair each, took 30.2, 18.8, 11.3
- * and 9.1. What is left: the last round leaves processors idle (6144 x 4096: 192 pairs, 2 rounds),
- * and what comes before and after a kernel's own time, some 2 us, is not small beside it. With more
- * rows product_many.cu takes over, after 16. */
+ * The partial sums meet in shared memory, where further warps add them, one lane per result, in the
+ * order that product.cuh fixes, while the others are at the next pair. With more rows
+ * product_many.cu takes over, after 16. */
+#include "cuda/packed.cuh"
 #include "cuda/product.cuh"
 
-#define WARPS   CUDA_SEGMENTS
-#define THREADS (32 * WARPS)
+#define WARPS   (2 * CUDA_SEGMENTS) /* that multiply */
+#define ENDS    4u                  /* at most that finish, each its share of the rows of x */
+#define THREADS (32 * (WARPS + ENDS))
+#define PLACES  2u /* for the partial sums of as many pairs */
 /* Floats between the partial sums of two rows of x in shared memory: a pair's 32 rows of W for each
  * segment, and 4 that keep what a warp writes at a time out of each other's banks. */
-#define REST (32 * WARPS + 4)
+#define REST (32 * CUDA_SEGMENTS + 4)
 
-/* Where a warp's next weights wait for it: slots in registers. One holds a unit of both tiles of a
- * pair, or half of one where codes are of 8 bits or more. */
-template <uint32_t FORMAT, int NT, bool COPIED> struct slots_of {
+/* A warp's ring: `n` slots, each of some units of a tile. */
+template <uint32_t FORMAT, int NT> struct ring_of {
     using is = cuda_format_is<FORMAT>;
-    static constexpr uint32_t blocks = is::code_words == 4 ? 2 : 1; /* of 32 columns in a slot */
-    static constexpr uint32_t per_unit = 2 / blocks;
-    using share = cuda_share<FORMAT, blocks>;
-    /* As many as leave all that the loop needs in registers. */
-    static constexpr uint32_t of_8_rows = is::high_words ? 3 : 4;
-    static constexpr uint32_t of_16_rows = FORMAT == CUDA_W4 || FORMAT == CUDA_W4M
-                                               ? (COPIED ? 3 : 2)
-                                           : FORMAT == CUDA_F16 || FORMAT == CUDA_W8 ? 4
-                                                                                     : 2;
-    static constexpr uint32_t n = NT == 1 ? of_8_rows : of_16_rows;
-    static_assert(n % per_unit == 0, "a slot is always the same half of a unit");
+    static constexpr uint32_t room = NT == 1 ? 8192 : 4096; /* of a warp */
+    static constexpr uint32_t units = (is::code_words == 4 ? 2 : 1) * (NT == 1 ? 2 : 1);
+    static constexpr uint32_t slot_bytes = units * is::piece_bytes;
+    static constexpr uint32_t n_most = room / slot_bytes;
+    static_assert(n_most >= 2, "a slot under way while one is used");
 };
 
-/* A lane's place in the planes of a pair's tiles: of the next slot to load. */
-template <uint32_t FORMAT> struct weights_at {
-    const uint8_t *codes[2], *high[2], *scales[2];
-};
+/* ---- weights --------------------------------------------------------------------------------- */
 
-template <uint32_t FORMAT>
-static __device__ __forceinline__ weights_at<FORMAT>
-weights_of(const cuda_work &work, uint32_t block, uint32_t unit, uint32_t lane)
-{
+/* Where a warp's next copy comes from: its tile of a block's pair, from `unit` to `end`, and then
+ * the same of the grid's next. And its ring: which slot is next to be used, and then filled. */
+template <uint32_t FORMAT, int NT> struct stream {
     using is = cuda_format_is<FORMAT>;
-    const cuda_job &job = work.jobs[cuda_job_of(work, block)];
-    weights_at<FORMAT> ret = {};
-#pragma unroll
-    for (uint32_t t = 0; t < 2; t++) {
-        uint32_t tile = cuda_tile_of(work, job, block - job.first_block, t);
-        uint32_t at = tile * job.units + unit; /* no memory has room for more of them */
-        ret.codes[t] = job.w[t].codes + (size_t)at * is::code_bytes + 16 * lane;
-        if constexpr (is::high_bytes != 0)
-            ret.high[t] = job.w[t].high + (size_t)at * is::high_bytes + 4 * is::high_words * lane;
-        if constexpr (is::scale_bytes != 0)
-            ret.scales[t] =
-                job.w[t].scales + (size_t)at * is::scale_bytes + lane / 4 * 4 * is::scale_words;
+    using ring = ring_of<FORMAT, NT>;
+    const cuda_work &work;
+    uint8_t *slots;
+    cuda_barrier *full; /* [n] */
+    uint32_t n;         /* slots */
+    uint32_t tile, first, end, lane;
+    uint32_t block, unit = 0;
+    const uint8_t *from = nullptr; /* of `unit` */
+    uint32_t slot = 0, parity = 0;
+
+    __device__ __forceinline__ stream(const cuda_work &w, uint8_t *s, cuda_barrier *b, uint32_t k,
+                                      uint32_t t, uint32_t f, uint32_t e, uint32_t l)
+        : work(w), slots(s), full(b), n(k), tile(t), first(f), end(e), lane(l), block(blockIdx.x)
+    {
+        if (first == end)
+            block = work.n_blocks;
+        begin();
     }
-    return ret;
-}
-
-template <uint32_t N>
-static __device__ __forceinline__ void stream_words(uint32_t *ret, const uint8_t *from)
-{
-    static_assert(N == 1 || N == 2 || N % 4 == 0, "what a lane can load at a time");
-    if constexpr (N == 1) {
-        ret[0] = cuda_stream4(from);
-    } else if constexpr (N == 2) {
-        uint2 w = cuda_stream8(from);
-        ret[0] = w.x;
-        ret[1] = w.y;
-    } else {
-#pragma unroll
-        for (uint32_t i = 0; i < N; i += 4) {
-            uint4 w = cuda_stream16(from + 128 * i);
-            ret[i] = w.x;
-            ret[i + 1] = w.y;
-            ret[i + 2] = w.z;
-            ret[i + 3] = w.w;
+    __device__ __forceinline__ void begin()
+    {
+        unit = first;
+        if (block >= work.n_blocks)
+            return;
+        const cuda_job &job = work.jobs[cuda_job_of(work, block)];
+        const uint32_t pair = block - job.first_block;
+        const size_t at = (size_t)(work.finish == CUDA_GATED ? pair : 2 * pair + tile) * job.units;
+        from = job.w[tile] + (at + unit) * is::piece_bytes;
+    }
+    /* The next units to a slot that nobody uses, if there are any. */
+    __device__ __forceinline__ void fill(uint32_t to)
+    {
+        if (block >= work.n_blocks)
+            return;
+        const uint32_t bytes = min(ring::units, end - unit) * is::piece_bytes;
+        cuda_bulk_open(full + to, bytes, lane);
+        cuda_bulk_copy(slots + to * ring::slot_bytes, from, bytes, full + to, lane);
+        cuda_bulk_close(full + to, lane);
+        unit += ring::units;
+        from += ring::slot_bytes;
+        if (unit >= end) {
+            block += gridDim.x;
+            begin();
         }
     }
-}
-
-/* The slot `ahead` slots after the next one; a constant, so that it is part of the instruction. */
-template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void
-slot_load(typename slots_of<FORMAT, NT, COPIED>::share slot[2], const weights_at<FORMAT> &from,
-          uint32_t ahead)
-{
-    using is = cuda_format_is<FORMAT>;
-    using of = slots_of<FORMAT, NT, COPIED>;
-    using share = typename of::share;
-    uint32_t unit = ahead / of::per_unit, half = ahead % of::per_unit;
-#pragma unroll
-    for (uint32_t t = 0; t < 2; t++) {
-        stream_words<share::code_words>(slot[t].codes,
-                                        from.codes[t] + ahead * is::code_bytes / of::per_unit);
-        if constexpr (is::high_words != 0)
-            stream_words<share::high_words>(slot[t].high, from.high[t] + unit * is::high_bytes);
-        if constexpr (is::scale_words != 0)
-            stream_words<share::scale_words>(slot[t].scales, from.scales[t] +
-                                                                 unit * is::scale_bytes +
-                                                                 half * 4 * share::scale_words);
+    /* The next slot, once it has come. */
+    __device__ __forceinline__ const uint8_t *take()
+    {
+        cuda_barrier_wait(full + slot, parity);
+        return slots + slot * ring::slot_bytes;
     }
-}
-
-template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void weights_advance(weights_at<FORMAT> *at, uint32_t slots)
-{
-    using is = cuda_format_is<FORMAT>;
-    uint32_t units = slots / slots_of<FORMAT, NT, COPIED>::per_unit;
-#pragma unroll
-    for (uint32_t t = 0; t < 2; t++) {
-        at->codes[t] += units * is::code_bytes;
-        if constexpr (is::high_words != 0)
-            at->high[t] += units * is::high_bytes;
-        if constexpr (is::scale_words != 0)
-            at->scales[t] += units * is::scale_bytes;
+    /* All lanes are done with it. */
+    __device__ __forceinline__ void give()
+    {
+        __syncwarp();
+        fill(slot);
+        parity ^= slot + 1 == n;
+        slot = slot + 1 == n ? 0 : slot + 1;
     }
-}
+};
 
 /* ---- x --------------------------------------------------------------------------------------- */
 
-/* A warp's copy of its segment of x in shared memory: for each row that exists the 64 bytes of each
- * block of 32 columns in turn, then for each row tile its sums, also 64 bytes a block. An odd
- * number of blocks from one row to the next keeps two rows out of each other's banks. */
+/* x in shared memory: for each segment and each row that exists the 64 bytes of each block of 32
+ * columns in turn. An odd number of blocks from one row to the next keeps two rows out of each
+ * other's banks. */
 static __host__ __device__ inline uint32_t x_row_bytes(uint32_t units)
 {
     return 64 * (2 * ((units + CUDA_SEGMENTS - 1) / CUDA_SEGMENTS) + 1);
 }
-
-/* Where a lane reads x: of the segment's first block. Lanes of rows that do not exist read the last
- * one again: no more bytes, and nobody looks at their results. */
-template <int NT, bool COPIED> struct x_source {
-    const uint8_t *values[NT], *sums;
-    uint32_t sums_stride; /* of a row tile */
-
-    static constexpr uint32_t block_bytes = COPIED ? 64 : 512; /* of values; 64 of sums */
-
-    __device__ __forceinline__ uint4 value(int t, uint32_t block) const
-    {
-        const uint4 *from = (const uint4 *)(values[t] + block * block_bytes);
-        return COPIED ? *from : __ldcg(from);
-    }
-    __device__ __forceinline__ float2 sum(int t, uint32_t block, int half) const
-    {
-        const float2 *from = (const float2 *)(sums + t * sums_stride + block * 64 + half * 32);
-        return COPIED ? *from : __ldcg(from);
-    }
-    __device__ __forceinline__ void advance(int32_t blocks)
-    {
-#pragma unroll
-        for (int t = 0; t < NT; t++)
-            values[t] += blocks * (int32_t)block_bytes;
-        sums += blocks * 64;
-    }
-};
 
 static __device__ __forceinline__ const uint8_t *x_row(const cuda_work &work, uint32_t n,
                                                        uint32_t unit)
@@ -186,150 +132,112 @@ static __device__ __forceinline__ const uint8_t *x_row(const cuda_work &work, ui
     size_t block = (size_t)(n / 8) * work.x.blocks + 2 * unit;
     return (const uint8_t *)work.x.values + block * 512 + n % 8 * 64;
 }
-static __device__ __forceinline__ const uint8_t *x_sums(const cuda_work &work, uint32_t tile,
-                                                        uint32_t unit)
-{
-    return (const uint8_t *)work.x.sums + ((size_t)tile * work.x.blocks + 2 * unit) * 64;
-}
 
-/* 64 bytes for each of n blocks that are block_bytes apart. */
-static __device__ __forceinline__ void x_row_copy(uint8_t *to, const uint8_t *from,
-                                                  uint32_t block_bytes, uint32_t n, uint32_t lane)
+/* A warp's part of it: of a segment every second row. */
+static __device__ __forceinline__ void x_copy(uint8_t *to, const cuda_work &work, uint32_t first,
+                                              uint32_t unit, uint32_t n_units, uint32_t row_bytes,
+                                              uint32_t lane)
 {
 #pragma unroll 1
-    for (uint32_t i = lane; i < 4 * n; i += 32)
-        cuda_copy16(to + 16 * i, from + i / 4 * block_bytes + i % 4 * 16);
-}
-
-template <uint32_t FORMAT, int NT>
-static __device__ __forceinline__ x_source<NT, true> x_copy(uint8_t *own, const cuda_work &work,
-                                                            uint32_t unit, uint32_t n_units,
-                                                            uint32_t row_bytes, uint32_t lane)
-{
-    x_source<NT, true> ret = {};
-    uint8_t *sums = own + work.n_rows * row_bytes;
+    for (uint32_t n = first; n < work.n_rows; n += 2) {
+        const uint8_t *from = x_row(work, n, unit);
 #pragma unroll 1
-    for (uint32_t n = 0; n < work.n_rows; n++)
-        x_row_copy(own + n * row_bytes, x_row(work, n, unit), 512, 2 * n_units, lane);
-    for (uint32_t t = 0; t < NT; t++) {
-        if (cuda_format_is<FORMAT>::minimum)
-            x_row_copy(sums + t * row_bytes, x_sums(work, t, unit), 64, 2 * n_units, lane);
-        ret.values[t] = own + min(8 * t + lane / 4, work.n_rows - 1) * row_bytes + lane % 4 * 16;
+        for (uint32_t i = lane; i < 8 * n_units; i += 32)
+            cuda_copy16(to + n * row_bytes + 16 * i, from + i / 4 * 512 + i % 4 * 16);
     }
-    ret.sums = sums + lane % 4 * 8;
-    ret.sums_stride = row_bytes;
     cuda_copies_commit();
-    cuda_copies_wait<0>();
-    __syncwarp();
-    return ret;
 }
 
-template <int NT>
-static __device__ __forceinline__ x_source<NT, false> x_in_place(const cuda_work &work,
-                                                                 uint32_t unit, uint32_t lane)
-{
-    x_source<NT, false> ret = {};
-    for (uint32_t t = 0; t < NT; t++) {
-        ret.values[t] = x_row(work, min(8 * t + lane / 4, work.n_rows - 1), unit) + lane % 4 * 16;
+/* Where a lane reads x: of the segment's first block. Lanes of rows that do not exist read the last
+ * one again: no more bytes, and nobody looks at their results. */
+template <int NT, bool COPIED> struct x_source {
+    const uint8_t *values[NT];
+
+    static constexpr uint32_t block_bytes = COPIED ? 64 : 512;
+
+    __device__ __forceinline__ x_source(const uint8_t *copy, const cuda_work &work, uint32_t unit,
+                                        uint32_t row_bytes, uint32_t lane)
+    {
+#pragma unroll
+        for (uint32_t t = 0; t < NT; t++) {
+            const uint32_t n = min(8 * t + lane / 4, work.n_rows - 1);
+            values[t] = (COPIED ? copy + n * row_bytes : x_row(work, n, unit)) + lane % 4 * 16;
+        }
     }
-    ret.sums = x_sums(work, 0, unit) + lane % 4 * 8;
-    ret.sums_stride = work.x.blocks * 64;
-    return ret;
-}
+    __device__ __forceinline__ uint4 value(int t, uint32_t block) const
+    {
+        const uint4 *from = (const uint4 *)(values[t] + block * block_bytes);
+        return COPIED ? *from : __ldcg(from);
+    }
+};
 
 /* ---- a warp's segment ------------------------------------------------------------------------ */
 
+/* acc[n] += of a piece's 64 columns times NT tiles of x, from block `block` of it. */
 template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void
-slot_multiply(float acc[2][NT][4], const typename slots_of<FORMAT, NT, COPIED>::share slot[2],
-              const x_source<NT, COPIED> &x, uint32_t ahead)
+static __device__ __forceinline__ void multiply_unit(float acc[NT][4], const uint8_t *piece,
+                                                     const x_source<NT, COPIED> &x, uint32_t block,
+                                                     uint32_t lane)
 {
-    constexpr uint32_t blocks = slots_of<FORMAT, NT, COPIED>::blocks;
+    cuda_share<FORMAT, 2> share;
+    cuda_share_load(&share, piece, 0, lane);
 #pragma unroll
-    for (uint32_t b = 0; b < blocks; b++)
-        multiply_block<FORMAT, NT>(
-            acc, slot, b, [&](int t) { return x.value(t, ahead * blocks + b); },
-            [&](int t, int half) { return x.sum(t, ahead * blocks + b, half); });
-}
-
-/* What a warp streams: slot i of a segment lies in slots[i % N]. */
-template <uint32_t FORMAT, int NT, bool COPIED> struct stream {
-    using of = slots_of<FORMAT, NT, COPIED>;
-    typename of::share slots[of::n][2];
-    weights_at<FORMAT> at; /* slot 0 of the segment, then N slots before the next to load */
-    uint32_t n;            /* slots of a segment */
-};
-
-template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void stream_fill(stream<FORMAT, NT, COPIED> *s)
-{
+    for (uint32_t b = 0; b < 2; b++) {
+        uint32_t a[2][4];
+        cuda_fragment(share, 2 * b, a[0]);
+        cuda_fragment(share, 2 * b + 1, a[1]);
 #pragma unroll
-    for (uint32_t i = 0; i < slots_of<FORMAT, NT, COPIED>::n; i++) {
-        if (i < s->n)
-            slot_load<FORMAT, NT, COPIED>(s->slots[i], s->at, i);
+        for (int n = 0; n < NT; n++) {
+            const uint4 v = x.value(n, block + b);
+            const uint32_t low[2] = {v.x, v.y}, high[2] = {v.z, v.w};
+            cuda_mma(acc[n], a[0], low);
+            cuda_mma(acc[n], a[1], high);
+        }
     }
 }
 
-/* acc = W x over the segment's columns of the pair whose slots are under way; behind them those of
- * the next pair, at `next` of the grid, if there is one. */
+/* acc = of the warp's tile of a pair its segment of n units, slot by slot as they come; what is
+ * free is filled again. */
 template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void
-segment_sum(float acc[2][NT][4], stream<FORMAT, NT, COPIED> *s, x_source<NT, COPIED> *x,
-            const cuda_work &work, uint32_t next, uint32_t unit, uint32_t lane)
+static __device__ __forceinline__ void segment_sum(float acc[NT][4], stream<FORMAT, NT> *w,
+                                                   uint32_t n, const x_source<NT, COPIED> &x,
+                                                   uint32_t lane)
 {
-    using of = slots_of<FORMAT, NT, COPIED>;
-    uint32_t left = s->n;
-    for (; left > of::n; left -= of::n) {
-        weights_advance<FORMAT, NT, COPIED>(&s->at, of::n);
+    using ring = ring_of<FORMAT, NT>;
+    using is = typename ring::is;
+#pragma unroll 1
+    for (uint32_t i = 0; i < n; i += ring::units) {
+        const uint8_t *slot = w->take();
+        if (i + ring::units <= n) {
 #pragma unroll
-        for (uint32_t i = 0; i < of::n; i++) {
-            slot_multiply<FORMAT, NT, COPIED>(acc, s->slots[i], *x, i);
-            if (of::n + i < left)
-                slot_load<FORMAT, NT, COPIED>(s->slots[i], s->at, i);
+            for (uint32_t u = 0; u < ring::units; u++)
+                multiply_unit<FORMAT, NT>(acc, slot + u * is::piece_bytes, x, 2 * (i + u), lane);
+        } else {
+#pragma unroll 1
+            for (uint32_t u = 0; u < n - i; u++)
+                multiply_unit<FORMAT, NT>(acc, slot + u * is::piece_bytes, x, 2 * (i + u), lane);
         }
-        x->advance(of::n * of::blocks);
+        w->give();
     }
-    bool more = next < work.n_blocks;
-    if (more)
-        s->at = weights_of<FORMAT>(work, next, unit, lane);
-    if (left == of::n) {
-#pragma unroll
-        for (uint32_t i = 0; i < of::n; i++) {
-            slot_multiply<FORMAT, NT, COPIED>(acc, s->slots[i], *x, i);
-            if (more)
-                slot_load<FORMAT, NT, COPIED>(s->slots[i], s->at, i);
-        }
-    } else {
-#pragma unroll
-        for (uint32_t i = 0; i + 1 < of::n; i++) {
-            if (i < left)
-                slot_multiply<FORMAT, NT, COPIED>(acc, s->slots[i], *x, i);
-        }
-        if (more)
-            stream_fill<FORMAT, NT, COPIED>(s);
-    }
-    x->advance((int32_t)((left - s->n) * of::blocks));
 }
 
 /* ---- ends ------------------------------------------------------------------------------------ */
 
-/* The warp's partial sums, of the rows of x that exist. */
+/* The warp's partial sums, of the rows of x that exist, from its rows of W of its segment on. */
 template <int NT>
-static __device__ __forceinline__ void partial_store(float *partial, const float acc[2][NT][4],
-                                                     uint32_t n_rows, uint32_t warp, uint32_t lane)
+static __device__ __forceinline__ void partial_store(float *partial, const float acc[NT][4],
+                                                     uint32_t n_rows, uint32_t lane)
 {
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         uint32_t row = 8 * n + lane % 4 * 2;
-        float *at = partial + row * REST + 32 * warp + lane / 4;
+        float *at = partial + row * REST + lane / 4;
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
             if (n == NT - 1 && row + i >= n_rows)
                 continue;
-            at[i * REST] = acc[0][n][i];
-            at[i * REST + 8] = acc[0][n][i + 2];
-            at[i * REST + 16] = acc[1][n][i];
-            at[i * REST + 24] = acc[1][n][i + 2];
+            at[i * REST] = acc[n][i];
+            at[i * REST + 8] = acc[n][i + 2];
         }
     }
 }
@@ -357,24 +265,15 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work, const
                                                     float total)
 {
     float up = __shfl_xor_sync(0xffffffff, total, 16);
-    uint32_t bits = cuda_gate(work.activation, total, up);
-    float value = __half2float(__ushort_as_half((unsigned short)bits)), sum = 0;
-    for (int j = 0; j < 16; j++)
-        sum = __fadd_rn(sum, __shfl_sync(0xffffffff, value, j));
-    if (lane < 16)
-        work.gated.values[cuda_packed_at(work.gated, n, 16 * pair + lane / 4 * 4) + lane % 4] =
-            (uint16_t)bits;
-    if (lane == 0)
-        work.gated.sums[cuda_sum_at(work.gated, n, 16 * pair)] = sum;
+    uint16_t bits = (uint16_t)cuda_gate(work.activation, total, up);
+    if (lane >= 16)
+        return;
+    *cuda_packed_number(work.gated, n, 16 * pair + lane) = bits;
     if (pair + 1 < job.pairs)
         return;
 #pragma unroll 1
-    for (uint32_t c = 16 * job.pairs; c < 32 * work.gated.blocks; c += 16) {
-        if (lane < 16)
-            work.gated.values[cuda_packed_at(work.gated, n, c + lane / 4 * 4) + lane % 4] = 0;
-        if (lane == 0)
-            work.gated.sums[cuda_sum_at(work.gated, n, c)] = 0;
-    }
+    for (uint32_t c = 16 * job.pairs; c < 32 * work.gated.blocks; c += 16)
+        *cuda_packed_number(work.gated, n, c + lane) = 0;
 }
 
 /* What the end of a result needs from memory, read before the sums are done. */
@@ -382,11 +281,10 @@ struct before {
     float bias, to;
 };
 
-static __device__ __forceinline__ before before_of(const cuda_work &work, uint32_t block,
-                                                   uint32_t n, uint32_t lane)
+static __device__ __forceinline__ before before_of(const cuda_work &work, const cuda_job &job,
+                                                   uint32_t pair, uint32_t n, uint32_t lane)
 {
-    const cuda_job &job = work.jobs[cuda_job_of(work, block)];
-    uint32_t row = 32 * (block - job.first_block) + lane;
+    uint32_t row = 32 * pair + lane;
     before ret = {};
     if (work.finish == CUDA_GATED || n >= work.n_rows || row >= job.rows)
         return ret;
@@ -397,11 +295,11 @@ static __device__ __forceinline__ before before_of(const cuda_work &work, uint32
     return ret;
 }
 
-static __device__ __forceinline__ void finish(const cuda_work &work, uint32_t block, uint32_t n,
-                                              uint32_t lane, float total, before was)
+static __device__ __forceinline__ void finish(const cuda_work &work, const cuda_job &job,
+                                              uint32_t pair, uint32_t n, uint32_t lane, float total,
+                                              before was)
 {
-    const cuda_job &job = work.jobs[cuda_job_of(work, block)];
-    uint32_t pair = block - job.first_block, row = 32 * pair + lane;
+    uint32_t row = 32 * pair + lane;
     if (work.finish == CUDA_GATED)
         finish_gated(work, job, pair, n, lane, total);
     else if (row < job.rows)
@@ -409,110 +307,182 @@ static __device__ __forceinline__ void finish(const cuda_work &work, uint32_t bl
             cuda_finished(work.finish == CUDA_ADD, job.scale, total, was.bias, was.to);
 }
 
-/* A block's pairs are blockIdx.x, blockIdx.x + gridDim.x, ... of all that the jobs have. `x_bytes`:
- * what a row of x takes in a warp's copy. */
+/* ---- the kernel ------------------------------------------------------------------------------ */
+
+/* Between the warps that multiply and the one that finishes: a pair's partial sums are there, and
+ * their place is free again. */
+struct meeting {
+    cuda_barrier summed[PLACES], freed[PLACES];
+};
+
+/* Which of the places a block's next pair has, and how often it was used before. */
+struct place {
+    uint32_t at = 0, parity = 0;
+
+    __device__ __forceinline__ void next()
+    {
+        parity ^= at + 1 == PLACES;
+        at = at + 1 == PLACES ? 0 : at + 1;
+    }
+};
+
+/* The partial sums of a block's pairs, one after the other, by one of the warps that multiply. */
+template <uint32_t FORMAT, int NT, bool COPIED>
+static __device__ __forceinline__ void
+multiply_pairs(const cuda_work &work, stream<FORMAT, NT> *w, uint32_t n_units,
+               const x_source<NT, COPIED> &x, float *partial, meeting *meet, uint32_t lane)
+{
+    place to;
+    for (uint32_t block = blockIdx.x, i = 0; block < work.n_blocks;
+         block += gridDim.x, i++, to.next()) {
+        float acc[NT][4] = {};
+        segment_sum<FORMAT, NT, COPIED>(acc, w, n_units, x, lane);
+        if (i >= PLACES)
+            cuda_barrier_wait(&meet->freed[to.at], to.parity ^ 1);
+        partial_store<NT>(partial + to.at * work.n_rows * REST, acc, work.n_rows, lane);
+        __syncwarp();
+        if (lane == 0)
+            cuda_barrier_arrive(&meet->summed[to.at]);
+    }
+}
+
+/* How many warps finish: one for up to 2 NT rows. */
+template <int NT> static __host__ __device__ inline uint32_t ends_of(uint32_t n_rows)
+{
+    return (n_rows + 2 * NT - 1) / (2 * NT);
+}
+
+/* The same pairs' ends, by one of these: rows first, first + step, ... of x. */
+template <int NT>
+static __device__ __forceinline__ void finish_pairs(const cuda_work &work, const float *partial,
+                                                    meeting *meet, uint32_t first, uint32_t step,
+                                                    uint32_t lane)
+{
+    place from;
+    for (uint32_t block = blockIdx.x; block < work.n_blocks; block += gridDim.x, from.next()) {
+        const cuda_job &job = work.jobs[cuda_job_of(work, block)];
+        const uint32_t pair = block - job.first_block;
+        const float *sums = partial + from.at * work.n_rows * REST;
+        before was[2 * NT];
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * NT; i++)
+            was[i] = before_of(work, job, pair, first + i * step, lane);
+        cuda_barrier_wait(&meet->summed[from.at], from.parity);
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * NT; i++) {
+            const uint32_t n = first + i * step;
+            if (n < work.n_rows)
+                finish(work, job, pair, n, lane, total_of(sums, n, lane), was[i]);
+        }
+        __syncwarp();
+        if (lane == 0)
+            cuda_barrier_arrive(&meet->freed[from.at]);
+    }
+}
+
+/* A block's pairs are blockIdx.x, blockIdx.x + gridDim.x, ... of all that the jobs have. A ring has
+ * `slots`; a row of x takes `x_bytes` of a segment. */
 template <uint32_t FORMAT, int NT, bool COPIED>
 static __global__ void __launch_bounds__(THREADS, 1)
-    multiply_few(const __grid_constant__ cuda_work work, uint32_t x_bytes)
+    multiply_few(const __grid_constant__ cuda_work work, uint32_t slots, uint32_t x_bytes)
 {
-    CUDA_SHARED(float, partial);
-    using of = slots_of<FORMAT, NT, COPIED>;
+    CUDA_SHARED(uint8_t, shared);
+    using of = ring_of<FORMAT, NT>;
     /* By a shuffle, so that it is known to be the same for a whole warp. */
     const uint32_t lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    const uint32_t unit = segment_begin(warp, work.jobs[0].units);
-    const uint32_t n_units = segment_begin(warp + 1, work.jobs[0].units) - unit;
-    stream<FORMAT, NT, COPIED> s = {};
+    const uint32_t tile = warp % 2, segment = warp / 2;
+    const uint32_t unit = segment_begin(segment, work.jobs[0].units);
+    const uint32_t n_units = segment_begin(segment + 1, work.jobs[0].units) - unit;
+    cuda_barrier *full = (cuda_barrier *)(shared + WARPS * slots * of::slot_bytes);
+    meeting *meet = (meeting *)(full + WARPS * slots);
+    float *partial = (float *)(meet + 1);
+    uint8_t *own_x =
+        (uint8_t *)(partial + PLACES * work.n_rows * REST) + segment * work.n_rows * x_bytes;
 
-    s.n = n_units * of::per_unit;
-    s.at = weights_of<FORMAT>(work, blockIdx.x, unit, lane);
-    stream_fill<FORMAT, NT, COPIED>(&s);
+    const uint32_t ends = ends_of<NT>(work.n_rows);
+    if (threadIdx.x == 32 * WARPS) {
+        for (uint32_t i = 0; i < PLACES; i++) {
+            cuda_barrier_make(&meet->summed[i], WARPS);
+            cuda_barrier_make(&meet->freed[i], ends);
+        }
+        cuda_barriers_made();
+    }
+    if (warp >= WARPS) {
+        cuda_let_next_start();
+        cuda_wait();
+        __syncthreads();
+        finish_pairs<NT>(work, partial, meet, warp - WARPS, ends, lane);
+        return;
+    }
+    full += warp * slots;
+    if (lane == 0) {
+        for (uint32_t i = 0; i < slots; i++)
+            cuda_barrier_make(full + i, CUDA_BULK_COUNT);
+        cuda_barriers_made();
+    }
+    __syncwarp();
+    stream<FORMAT, NT> w(work, shared + warp * slots * of::slot_bytes, full, slots, tile, unit,
+                         unit + n_units, lane);
+    for (uint32_t i = 0; i < slots; i++)
+        w.fill(i);
     cuda_let_next_start();
     cuda_wait();
-
-    x_source<NT, COPIED> x;
     if constexpr (COPIED) {
-        uint32_t n_rows = work.n_rows + (of::is::minimum ? NT : 0);
-        uint8_t *own = (uint8_t *)(partial + 2 * work.n_rows * REST) + warp * n_rows * x_bytes;
-        x = x_copy<FORMAT, NT>(own, work, unit, n_units, x_bytes, lane);
-    } else {
-        x = x_in_place<NT>(work, unit, lane);
+        x_copy(own_x, work, tile, unit, n_units, x_bytes, lane);
+        cuda_copies_wait<0>();
     }
-
-    /* Partial sums in two places by turns: when a warp writes to one again, all have passed the
-     * barrier after the other, and so are done with what it held. */
-    uint32_t turn = 0;
-    for (uint32_t block = blockIdx.x; block < work.n_blocks; block += gridDim.x) {
-        float acc[2][NT][4] = {}, *rest = partial + turn * work.n_rows * REST;
-        before was = {};
-        if (NT == 1 && COPIED)
-            was = before_of(work, block, warp, lane);
-        segment_sum<FORMAT, NT, COPIED>(acc, &s, &x, work, block + gridDim.x, unit, lane);
-        if (NT > 1 || !COPIED) /* where there are no registers to keep it */
-            was = before_of(work, block, warp, lane);
-        partial_store<NT>(rest, acc, work.n_rows, warp, lane);
-        __syncthreads();
-        if (warp < work.n_rows)
-            finish(work, block, warp, lane, total_of(rest, warp, lane), was);
-        turn ^= 1;
-    }
+    __syncthreads();
+    const x_source<NT, COPIED> x(own_x, work, unit, x_bytes, lane);
+    multiply_pairs<FORMAT, NT, COPIED>(work, &w, n_units, x, partial + 32 * segment + 16 * tile,
+                                       meet, lane);
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
-#define FEW_ROWS 16u
-static_assert(FEW_ROWS <= WARPS, "a warp finishes one row");
-
 template <uint32_t FORMAT, int NT, bool COPIED>
-static cudaError_t launch_few_as(const cuda_work &work, uint32_t shared_bytes, uint32_t n_blocks,
-                                 cudaStream_t stream)
+static cudaError_t launch_few_as(const cuda_work &work, uint32_t shared_bytes, uint32_t slots,
+                                 uint32_t n_blocks, cudaStream_t stream)
 {
-    cudaError_t error =
-        cudaFuncSetAttribute(multiply_few<FORMAT, NT, COPIED>,
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes);
+    auto kernel = multiply_few<FORMAT, NT, COPIED>;
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             (int)shared_bytes);
     if (error != cudaSuccess)
         return error;
-    return cuda_launch(multiply_few<FORMAT, NT, COPIED>, dim3(n_blocks), dim3(THREADS),
-                       shared_bytes, stream, work, x_row_bytes(work.jobs[0].units));
-}
-
-/* What the current device has. */
-struct device_has {
-    uint32_t processors, shared_bytes;
-};
-static cudaError_t device_look(device_has *ret)
-{
-    int device = 0, processors = 0, shared_bytes = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error =
-            cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    *ret = {(uint32_t)processors, (uint32_t)shared_bytes};
-    return error;
+    return cuda_launch(kernel, dim3(n_blocks), dim3(32 * (WARPS + ends_of<NT>(work.n_rows))),
+                       shared_bytes, stream, work, slots, x_row_bytes(work.jobs[0].units));
 }
 
 template <uint32_t FORMAT, int NT>
 static cudaError_t launch_few(const cuda_work &work, cudaStream_t stream)
 {
-    device_has device;
-    cudaError_t error = device_look(&device);
+    using ring = ring_of<FORMAT, NT>;
+    cuda_limits device;
+    cudaError_t error = cuda_limits_of(&device);
     if (error != cudaSuccess)
         return error;
-    uint32_t n_blocks = min(work.n_blocks, device.processors);
-    uint32_t partial_bytes = 2 * work.n_rows * REST * (uint32_t)sizeof(float);
-    uint32_t x_rows = work.n_rows + (cuda_format_is<FORMAT>::minimum ? NT : 0);
-    size_t bytes = partial_bytes + (size_t)WARPS * x_rows * x_row_bytes(work.jobs[0].units);
+    const uint32_t n_blocks = min(work.n_blocks, device.processors);
+    const uint32_t slot = WARPS * (ring::slot_bytes + (uint32_t)sizeof(cuda_barrier));
+    const uint32_t other =
+        (uint32_t)sizeof(meeting) + PLACES * work.n_rows * REST * (uint32_t)sizeof(float);
+    const size_t x_bytes = (size_t)CUDA_SEGMENTS * work.n_rows * x_row_bytes(work.jobs[0].units);
+    /* More than half of a processor's memory, so that no second product's block comes beside. */
+    const uint32_t least = device.shared_bytes / 2 + 1024;
+    if (other + slot > device.shared_bytes)
+        return cudaErrorInvalidConfiguration;
+    uint32_t slots = min((device.shared_bytes - other) / slot, ring::n_most);
+    const size_t bytes = other + slots * slot + x_bytes;
     if (bytes <= device.shared_bytes)
-        return launch_few_as<FORMAT, NT, true>(work, (uint32_t)bytes, n_blocks, stream);
-    return launch_few_as<FORMAT, NT, false>(work, partial_bytes, n_blocks, stream);
+        return launch_few_as<FORMAT, NT, true>(work, max((uint32_t)bytes, least), slots, n_blocks,
+                                               stream);
+    return launch_few_as<FORMAT, NT, false>(work, max(other + slots * slot, least), slots, n_blocks,
+                                            stream);
 }
 
 static cudaError_t multiply_few_rows(const cuda_work &work, uint32_t format, cudaStream_t stream)
 {
     if (work.n_rows <= 8) {
         CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 1>(work, stream)))
-    } else if (work.n_rows <= FEW_ROWS) {
+    } else if (work.n_rows <= CUDA_FEW_ROWS) {
         CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 2>(work, stream)))
     }
     return cudaErrorInvalidValue;
@@ -523,13 +493,14 @@ static void work_add(cuda_work *work, const cuda_product *p)
     cuda_job *job = &work->jobs[work->n_jobs++];
     bool gated = p->finish == CUDA_GATED;
     const cuda_matrix *second = gated ? &p->v : &p->w;
+    const uint32_t pair_rows = gated ? CUDA_TILE_ROWS : 2 * CUDA_TILE_ROWS;
 
-    job->w[0] = {p->w.codes, p->w.high, p->w.scales};
-    job->w[1] = {second->codes, second->high, second->scales};
+    job->w[0] = p->w.pieces;
+    job->w[1] = second->pieces;
     job->rows = p->w.rows;
-    job->tiles = p->w.tiles;
+    job->bands = p->w.bands;
     job->units = p->w.units;
-    job->pairs = gated ? p->w.tiles : (p->w.tiles + 1) / 2;
+    job->pairs = p->w.rows / pair_rows + (p->w.rows % pair_rows != 0);
     job->first_block = work->n_blocks;
     job->scale = p->scale;
     job->bias = p->bias;
@@ -560,9 +531,8 @@ extern "C" cudaError_t cuda_multiply_by(enum cuda_way way, const struct cuda_pro
             work_add(&work, &products[j]);
             done[j] = true;
         }
-        bool few = way == CUDA_FEW || (way == CUDA_FASTEST && p->n_rows <= FEW_ROWS);
-        cudaError_t error = few ? multiply_few_rows(work, p->w.format, stream)
-                                : cuda_multiply_many(&work, p->w.format, way, stream);
+        cudaError_t error = p->x.tiles == 0 ? multiply_few_rows(work, p->w.format, stream)
+                                            : cuda_multiply_many(&work, p->w.format, way, stream);
         if (error != cudaSuccess)
             return error;
     }

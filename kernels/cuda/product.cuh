@@ -1,10 +1,15 @@
 /* product.cuh: what format.cu, product.cu and product_many.cu share: where a lane's codes lie, how
- * they become tensor-core fragments, how a group's sum meets its scale, and how a product ends.
+ * they become tensor-core fragments, where a partial sum ends, and how a product ends.
  *
- * That both product files give the same bits rests on this one: multiply_block() is the only place
- * where a product adds up, segment_begin() the only one that says where a partial sum ends.
- * Additions and multiplications in float32 are written as instructions, so that no compiler fuses
- * them here and not there.
+ * That both product files give the same bits rests on this one: cuda_fragment() is the only place
+ * where a weight becomes a number, segment_begin() the only one that says where a partial sum ends,
+ * and tensor cores add up columns in ascending order, 16 at a time. Additions and multiplications
+ * in float32 are written as instructions, so that no compiler fuses them here and not there.
+ *
+ * A weight is scale * code (+ minimum) rounded once to half-precision, at most 2^-12 of itself:
+ * what x loses on its way to half-precision too. With the scale in the weight a product is nothing
+ * but products of halves, and a column costs the tensor cores what it must; a sum per group, scaled
+ * in float32, would cost as many instructions again.
  *
  * One lane's share of a unit (16 rows by 64 columns, four steps of 16 columns). Lane 4 g + q has in
  * step s rows g and g + 8, columns 16 s + 4 q + {0, 1, 2, 3}; fragment register i = 0 .. 3 holds
@@ -23,14 +28,14 @@
  *   scales         per block of 32 columns words of two halves (row g, row g + 8): one for each
  *                  group of columns, then the minima in the same way
  *
- * In memory a tile's unit is, per plane, 32 lanes x 16 bytes of codes (twice, four times that: 32
- * columns, 16 columns after each other), 32 lanes x 4 or 8 bytes of high bits, 8 values of g x
- * the words of scales.
+ * In memory a tile's unit is one piece: 32 lanes x 16 bytes of codes (twice, four times that: 32
+ * columns, 16 columns after each other), 32 lanes x 4 or 8 bytes of high bits, 8 values of g x the
+ * words of scales. A tile's pieces lie one behind another, so that some of them come by one copy.
  *
  * A nibble becomes half-precision by two instructions per two values: (w & 0x000f000f) | 0x64006400
  * is 1024 + code, twice; a subtraction gives code - offset, exactly. Where the mask is 0x00f000f0
  * it is 1024 + 16 code, and a fused multiply-add by 1/16 does the same. Bits above the nibble are
- * or-ed in before that. */
+ * or-ed in before that. A third instruction brings scale and minimum. */
 #ifndef INFERD_KERNELS_CUDA_PRODUCT_CUH
 #define INFERD_KERNELS_CUDA_PRODUCT_CUH
 
@@ -56,6 +61,9 @@ template <uint32_t FORMAT> struct cuda_format_is {
     static constexpr uint32_t code_bytes = 128 * code_words;
     static constexpr uint32_t high_bytes = 128 * high_words;
     static constexpr uint32_t scale_bytes = 32 * scale_words;
+    static constexpr uint32_t high_at = code_bytes, scales_at = high_at + high_bytes;
+    static constexpr uint32_t piece_bytes = scales_at + scale_bytes;
+    static_assert(piece_bytes % 16 == 0, "as bulk copies want it");
 };
 
 /* Runs `statement` with FORMAT a constant. */
@@ -135,45 +143,50 @@ template <uint32_t FORMAT, uint32_t BLOCKS> struct cuda_share {
 template <uint32_t N>
 static __device__ __forceinline__ void cuda_words_load(uint32_t *ret, const uint8_t *from)
 {
+    static_assert(N <= 2 || N % 4 == 0, "what can be loaded at a time");
     if constexpr (N == 1) {
         ret[0] = *(const uint32_t *)from;
     } else if constexpr (N == 2) {
         uint2 w = *(const uint2 *)from;
         ret[0] = w.x;
         ret[1] = w.y;
-    } else if constexpr (N == 4) {
-        uint4 w = *(const uint4 *)from;
-        ret[0] = w.x;
-        ret[1] = w.y;
-        ret[2] = w.z;
-        ret[3] = w.w;
+    } else {
+#pragma unroll
+        for (uint32_t i = 0; i < N; i += 4) {
+            uint4 w = *(const uint4 *)(from + 4 * i);
+            ret[i] = w.x;
+            ret[i + 1] = w.y;
+            ret[i + 2] = w.z;
+            ret[i + 3] = w.w;
+        }
     }
 }
 
-/* The share that begins with block `block` (0 or 1), from the planes of one tile's unit in shared
- * memory. */
+/* The share that begins with block `block` (0 or 1) of a piece in shared memory. */
 template <uint32_t FORMAT, uint32_t BLOCKS>
-static __device__ __forceinline__ void
-cuda_share_load(cuda_share<FORMAT, BLOCKS> *ret, const uint8_t *codes, const uint8_t *high,
-                const uint8_t *scales, uint32_t block, uint32_t lane)
+static __device__ __forceinline__ void cuda_share_load(cuda_share<FORMAT, BLOCKS> *ret,
+                                                       const uint8_t *piece, uint32_t block,
+                                                       uint32_t lane)
 {
     using is = cuda_format_is<FORMAT>;
     using of = cuda_share<FORMAT, BLOCKS>;
     if constexpr (of::code_words == 2) {
-        cuda_words_load<2>(ret->codes, codes + 16 * lane + 8 * block);
+        cuda_words_load<2>(ret->codes, piece + 16 * lane + 8 * block);
     } else {
 #pragma unroll
         for (uint32_t v = 0; v < of::code_words; v += 4)
             cuda_words_load<4>(ret->codes + v,
-                               codes + block * is::code_bytes / 2 + 128 * v + 16 * lane);
+                               piece + block * is::code_bytes / 2 + 128 * v + 16 * lane);
     }
     if constexpr (is::high_words != 0)
-        cuda_words_load<of::high_words>(ret->high, high + 4 * is::high_words * lane +
+        cuda_words_load<of::high_words>(ret->high, piece + is::high_at + 4 * is::high_words * lane +
                                                        (is::high_words == 2 ? 4 * block : 0));
     if constexpr (is::high_words == 1)
         ret->high[0] >>= 2 * block;
-    cuda_words_load<of::scale_words>(ret->scales, scales + 4 * is::scale_words * (lane / 4) +
-                                                      2 * is::scale_words * block);
+    if constexpr (of::scale_words != 0)
+        cuda_words_load<of::scale_words>(ret->scales, piece + is::scales_at +
+                                                          4 * is::scale_words * (lane / 4) +
+                                                          2 * is::scale_words * block);
 }
 
 /* 1024 + code in both halves of v, or 1024 + 16 code, to code - offset. */
@@ -189,6 +202,24 @@ static __device__ __forceinline__ uint32_t cuda_high_codes(uint32_t v, uint32_t 
                                    cuda_bits_half2(bias << 16 | bias)));
 }
 
+/* Codes of one row times its scale, plus its minimum: the words of the group have that row's halves
+ * below (row g) or above (row g + 8). */
+template <uint32_t FORMAT>
+static __device__ __forceinline__ uint32_t cuda_scaled(uint32_t codes, const uint32_t *scales,
+                                                       bool above)
+{
+    using is = cuda_format_is<FORMAT>;
+    __half2 scale = cuda_bits_half2(scales[0]);
+    scale = above ? __high2half2(scale) : __low2half2(scale);
+    if constexpr (is::minimum) {
+        __half2 minimum = cuda_bits_half2(scales[is::groups / 2]);
+        minimum = above ? __high2half2(minimum) : __low2half2(minimum);
+        return cuda_half2_bits(__hfma2(cuda_bits_half2(codes), scale, minimum));
+    } else {
+        return cuda_half2_bits(__hmul2(cuda_bits_half2(codes), scale));
+    }
+}
+
 /* The fragment of step `step` of the share, a constant after unrolling. */
 template <uint32_t FORMAT, uint32_t BLOCKS>
 static __device__ __forceinline__ void cuda_fragment(const cuda_share<FORMAT, BLOCKS> &share,
@@ -199,109 +230,40 @@ static __device__ __forceinline__ void cuda_fragment(const cuda_share<FORMAT, BL
 #pragma unroll
         for (uint32_t i = 0; i < 4; i++)
             ret[i] = share.codes[4 * step + i];
-    } else if constexpr (is::bytes) {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++) {
-            uint32_t w = share.codes[2 * step + i % 2];
-            ret[i] = cuda_low_codes(__byte_perm(w, 0x64646464, i < 2 ? 0x4140 : 0x4342), 128);
-        }
     } else {
-        uint32_t w = share.codes[step], v = w >> 8;
-        uint32_t a[4] = {
-            cuda_and_or(w, 0x000f000f, 0x64006400), cuda_and_or(w, 0x00f000f0, 0x64006400),
-            cuda_and_or(v, 0x000f000f, 0x64006400), cuda_and_or(v, 0x00f000f0, 0x64006400)};
-        if constexpr (is::high_bits != 0) {
-            constexpr uint32_t bits = is::high_bits, mask = bits == 1 ? 0x00100010 : 0x00300030;
-            uint32_t h = share.high[step * bits / 4], at = bits * (step % (4 / bits));
-            a[0] = cuda_and_or(h >> at, mask, a[0]);
-            a[1] = cuda_and_or(h >> at, mask << 4, a[1]);
-            a[2] = cuda_and_or(h >> (8 + at), mask, a[2]);
-            a[3] = cuda_and_or(h << (8 - at), mask << 4, a[3]);
+        if constexpr (is::bytes) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; i++) {
+                uint32_t w = share.codes[2 * step + i % 2];
+                ret[i] = cuda_low_codes(__byte_perm(w, 0x64646464, i < 2 ? 0x4140 : 0x4342), 128);
+            }
+        } else {
+            uint32_t w = share.codes[step], v = w >> 8;
+            uint32_t a[4] = {
+                cuda_and_or(w, 0x000f000f, 0x64006400), cuda_and_or(w, 0x00f000f0, 0x64006400),
+                cuda_and_or(v, 0x000f000f, 0x64006400), cuda_and_or(v, 0x00f000f0, 0x64006400)};
+            if constexpr (is::high_bits != 0) {
+                constexpr uint32_t bits = is::high_bits, mask = bits == 1 ? 0x00100010 : 0x00300030;
+                uint32_t h = share.high[step * bits / 4], at = bits * (step % (4 / bits));
+                a[0] = cuda_and_or(h >> at, mask, a[0]);
+                a[1] = cuda_and_or(h >> at, mask << 4, a[1]);
+                a[2] = cuda_and_or(h >> (8 + at), mask, a[2]);
+                a[3] = cuda_and_or(h << (8 - at), mask << 4, a[3]);
+            }
+            ret[0] = cuda_low_codes(a[0], is::offset);
+            ret[1] = cuda_high_codes(a[1], is::offset);
+            ret[2] = cuda_low_codes(a[2], is::offset);
+            ret[3] = cuda_high_codes(a[3], is::offset);
         }
-        ret[0] = cuda_low_codes(a[0], is::offset);
-        ret[1] = cuda_high_codes(a[1], is::offset);
-        ret[2] = cuda_low_codes(a[2], is::offset);
-        ret[3] = cuda_high_codes(a[3], is::offset);
+        const uint32_t *scales =
+            share.scales + step / 2 * is::scale_words / 2 + (is::by_16 ? step % 2 : 0);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++)
+            ret[i] = cuda_scaled<FORMAT>(ret[i], scales, i % 2);
     }
 }
 
 /* ---- sums ------------------------------------------------------------------------------------ */
-
-/* The sum (of the tensor cores, from zero) of group j of a share's block to the accumulator:
- * scaled, and then its minimum times the sum of x. Rows g and g + 8 of W, rows 2 q and 2 q + 1 of
- * x. */
-template <uint32_t FORMAT, uint32_t BLOCKS>
-static __device__ __forceinline__ void cuda_group_add(float acc[4], const float group[4],
-                                                      const cuda_share<FORMAT, BLOCKS> &share,
-                                                      uint32_t block, uint32_t j, float2 sum)
-{
-    using is = cuda_format_is<FORMAT>;
-    const uint32_t *scales = share.scales + block * is::scale_words / 2;
-    float2 scale = __half22float2(cuda_bits_half2(scales[j]));
-    acc[0] = __fmaf_rn(scale.x, group[0], acc[0]);
-    acc[1] = __fmaf_rn(scale.x, group[1], acc[1]);
-    acc[2] = __fmaf_rn(scale.y, group[2], acc[2]);
-    acc[3] = __fmaf_rn(scale.y, group[3], acc[3]);
-    if constexpr (is::minimum) {
-        float2 minimum = __half22float2(cuda_bits_half2(scales[is::groups / 2 + j]));
-        acc[0] = __fmaf_rn(minimum.x, sum.x, acc[0]);
-        acc[1] = __fmaf_rn(minimum.x, sum.y, acc[1]);
-        acc[2] = __fmaf_rn(minimum.y, sum.x, acc[2]);
-        acc[3] = __fmaf_rn(minimum.y, sum.y, acc[3]);
-    }
-}
-
-/* acc[tile][n] += of two tiles of W the block `block` of 32 columns (of the share) times NT tiles
- * of x: values(n) gives a lane's 16 bytes of the n-th, sums(n, half) those of rows 2 q, 2 q + 1 and
- * columns 16 half .. 16 half + 15 of the block. */
-template <uint32_t FORMAT, int NT, uint32_t BLOCKS, class Values, class Sums>
-static __device__ __forceinline__ void multiply_block(float acc[2][NT][4],
-                                                      const cuda_share<FORMAT, BLOCKS> share[2],
-                                                      uint32_t block, Values values, Sums sums)
-{
-    using is = cuda_format_is<FORMAT>;
-    uint32_t a[2][2][4];
-#pragma unroll
-    for (int tile = 0; tile < 2; tile++) {
-        cuda_fragment(share[tile], 2 * block, a[tile][0]);
-        cuda_fragment(share[tile], 2 * block + 1, a[tile][1]);
-    }
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        uint4 x = values(n);
-        const uint32_t b[2][2] = {{x.x, x.y}, {x.z, x.w}};
-        float2 s[2] = {};
-        if constexpr (is::minimum) {
-            s[0] = sums(n, 0);
-            s[1] = sums(n, 1);
-        }
-        if constexpr (is::halves) {
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                cuda_mma(acc[tile][n], a[tile][0], b[0]);
-                cuda_mma(acc[tile][n], a[tile][1], b[1]);
-            }
-        } else if constexpr (is::by_16) {
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                float low[4] = {}, high[4] = {};
-                cuda_mma(low, a[tile][0], b[0]);
-                cuda_mma(high, a[tile][1], b[1]);
-                cuda_group_add(acc[tile][n], low, share[tile], block, 0, s[0]);
-                cuda_group_add(acc[tile][n], high, share[tile], block, 1, s[1]);
-            }
-        } else {
-            float2 sum = {__fadd_rn(s[0].x, s[1].x), __fadd_rn(s[0].y, s[1].y)};
-#pragma unroll
-            for (int tile = 0; tile < 2; tile++) {
-                float group[4] = {};
-                cuda_mma(group, a[tile][0], b[0]);
-                cuda_mma(group, a[tile][1], b[1]);
-                cuda_group_add(acc[tile][n], group, share[tile], block, 0, sum);
-            }
-        }
-    }
-}
 
 /* Segment s of the columns has units segment_end(s - 1) .. segment_end(s) - 1 (the first from 0).
  * Its partial sum is added to that of its quarter, which has CUDA_SEGMENTS / 4 of them, and the
@@ -314,15 +276,13 @@ static __device__ __forceinline__ uint32_t segment_begin(uint32_t segment, uint3
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 
-/* A cuda_product as kernels want it. A pair of tiles is what a warp works on at a time: tiles 2 i
- * and 2 i + 1 of W, or of CUDA_GATED tile i of W and of V. */
-struct cuda_planes {
-    const uint8_t *codes, *high, *scales;
-};
+/* A cuda_product as kernels want it. Of few rows a pair of tiles is what a warp works on at a time:
+ * tiles 2 i and 2 i + 1 of W, or of CUDA_GATED tile i of W and of V; of more rows likewise a pair
+ * of bands is a block's. */
 struct cuda_job {
-    struct cuda_planes w[2]; /* where a pair's first and second tile come from */
-    uint32_t rows, tiles, units, pairs;
-    uint32_t first_block; /* of the grid */
+    const uint8_t *w[2]; /* pieces: where a pair's first and second come from */
+    uint32_t rows, bands, units, pairs;
+    uint32_t first_block; /* of all blocks of W */
     float scale;
     const float *bias;
     float *to;
@@ -331,7 +291,7 @@ struct cuda_job {
 /* Up to 3 of one format, one x and one finish. */
 struct cuda_work {
     struct cuda_job jobs[3];
-    uint32_t n_jobs, n_blocks; /* n_blocks: of all jobs, of the grid's dimension for W */
+    uint32_t n_jobs, n_blocks; /* n_blocks: blocks of W of all jobs; of what size, each file says */
     uint32_t n_rows, finish, activation;
     struct cuda_packed x, gated;
 };
@@ -339,6 +299,23 @@ struct cuda_work {
 /* product_many.cu: launches it, in blocks of W of its own size. */
 cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,
                                cudaStream_t stream);
+
+/* What the current device has. */
+struct cuda_limits {
+    uint32_t processors, shared_bytes;
+};
+static inline cudaError_t cuda_limits_of(cuda_limits *ret)
+{
+    int device = 0, processors = 0, shared_bytes = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+    if (error == cudaSuccess)
+        error =
+            cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    *ret = {(uint32_t)processors, (uint32_t)shared_bytes};
+    return error;
+}
 
 /* Which job a block works for. */
 static __device__ __forceinline__ uint32_t cuda_job_of(const cuda_work &work, uint32_t block)
@@ -348,14 +325,6 @@ static __device__ __forceinline__ uint32_t cuda_job_of(const cuda_work &work, ui
         job++;
     return job;
 }
-/* The first or second tile of a pair; the last one again where there is none. */
-static __device__ __forceinline__ uint32_t cuda_tile_of(const cuda_work &work, const cuda_job &job,
-                                                        uint32_t pair, uint32_t which)
-{
-    uint32_t tile = work.finish == CUDA_GATED ? pair : 2 * pair + which;
-    return min(tile, job.tiles - 1);
-}
-
 /* ---- finishes -------------------------------------------------------------------------------- */
 
 /* What CUDA_STORE and CUDA_ADD write. */
@@ -375,19 +344,6 @@ static __device__ __forceinline__ uint32_t cuda_gate(uint32_t activation, float 
         z = 1.5957691216057308f * gate * __fmaf_rn(0.044715f, gate * gate, 1.0f);
     float y = gate / (1.0f + cuda_exp2(-log2e * z));
     return cuda_half2_cut(y * up, 0.0f) & 0xffff;
-}
-
-/* Where of `packed` the four halves of row n, columns c .. c + 3 lie; c a multiple of 4. */
-static __device__ __forceinline__ size_t cuda_packed_at(const cuda_packed &packed, uint32_t n,
-                                                        uint32_t c)
-{
-    size_t block = (size_t)(n / 8) * packed.blocks + c / 32;
-    return (block * 32 + n % 8 * 4 + c % 16 / 4) * 8 + c % 32 / 16 * 4;
-}
-static __device__ __forceinline__ size_t cuda_sum_at(const cuda_packed &packed, uint32_t n,
-                                                     uint32_t c)
-{
-    return ((size_t)(n / 8) * 2 * packed.blocks + c / 16) * 8 + n % 8;
 }
 
 #endif

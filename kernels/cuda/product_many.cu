@@ -1,433 +1,681 @@
-/* product_many.cu: y = W x for more rows of x, bound by the tensor cores.
+/* product_many.cu: y = W x for more than 16 rows of x, bound by the tensor cores or by W's bytes.
  *
  * The same sums as product.cu in the same order (product.cuh), so that a row's bits do not depend
- * on how many rows it comes with; here several warps share what is read. Eight warps share a
- * block's tile, each 32 rows of W (a pair of tiles) by 8 NT rows of x, in one of two ways:
+ * on how many rows it comes with. A block's tile is 128 rows of W (a pair of bands) by 8 NT rows of
+ * x, NT 4, 8 or 16 as x is packed. Groups of four warps have a band each; every lane makes halves
+ * of its own codes, in registers, where the tensor cores take them from; x they read from shared
+ * memory themselves (group_mma.cuh). Further warps copy: W as it lies in memory and x as it is
+ * packed, in few and large pieces, into a ring of stages, ahead across tiles, so that the next
+ * tile's first columns arrive while this one's results are written, and weights before cuda_wait().
  *
- *   wide    128 rows of W x 128 of x: 4 pairs x 2 halves of x; every warp walks through all columns
- *   deep    64 rows of W x 32 or 64 of x: 2 pairs x 4 quarters of the columns; twice as many blocks
- *           for each row of W, for matrices and batches that would leave processors without work
+ * A run is what is added up in registers from zero: a segment of the columns. With NT 16 one group
+ * has a band's segments one after the other, two sets of sums fill its registers. With fewer rows
+ * two groups share a band, each one of a quarter's two segments: four warps a scheduler instead of
+ * two, because a warp makes one instruction in four to five cycles and the tensor cores have less
+ * to do.
  *
- * Both stage units of 64 columns, W as it lies in memory and x as it is packed, in a ring in shared
- * memory, filled by asynchronous copies; fragment order makes a lane's reads 16 bytes, a warp's
- * 512 bytes without a bank conflict. W becomes halves in registers.
+ * Where a batch and a matrix give too few tiles for the processors, four blocks are a cluster, a
+ * quarter of the columns each; each then brings together a quarter of the rows of x, reading the
+ * others' sums from their shared memory. Tiles of the same rows of W follow each other, so that
+ * memory gives W once and the second-level cache the rest.
  *
- * Work per warp and 32 columns (wide, CUDA_W4): 32 tensor-core products (16 x 8 x 16), 64 to scale
- * groups, 40 to make halves, 50 for loads, copies and the loop. mma.sync reaches about 62% of the
- * chip's figure (which needs wgmma): 32 take 205 cycles of a quarter of a processor, and the 186
- * instructions of each of its two warps 90% of its issue slots. By 16 columns (CUDA_W6, CUDA_W8M)
- * scaling doubles, minima cost the same again: there the issue slots are the bound. CUDA_F16 needs
- * 75 instructions.
+ * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
+ * each); a scheduler's two warps issue about 2 x 110 instructions in CUDA_W4, half of them to make
+ * halves. Bytes per tile and 64 columns, CUDA_W4: 5 KiB of W and 16 of x, 42 bytes a cycle and
+ * processor, of CUDA_F16 64; the second-level cache gives 36 on average when all read at once (7.7
+ * to 9.5 TB/s measured), so that CUDA_W4 is near and CUDA_F16 beyond what it gives without sharing.
+ * With 32 rows: 5 KiB and 4, where memory gives 17 a cycle: W's bytes are the bound.
  *
- * Bytes from the second-level cache per block and column, CUDA_W4: W's 72 and x's 256 for 128 x 128
- * products (wide), 100 operations a byte; 36 and 128 for 64 x 64 (deep), 50 a byte; of CUDA_F16 64
- * and 32. At 5.5 TB/s, which that cache gives, 550 and 275, 350 and 175 TFLOP/s: for CUDA_F16 and
- * for all that is deep the cache is the bound, and the cure are blocks that share what they read.
- *
- * Measured on an H200, 512 rows, 28672 x 4096: CUDA_F16 434 us, 277 TFLOP/s; CUDA_W4 535 us, 225,
- * where 350 and 400 were expected. Two warps a scheduler issue 0.30 and 0.45 instructions a cycle;
- * sixteen warps of half the width were 10% slower, so it is not latency alone: reads of shared
- * memory are 380 cycles of the 416 that the tensor cores need for 32 columns, and copies into it
- * another 128. What would cure it: wgmma, which reads both operands from shared memory itself. */
+ * Bulk copies cost their issuer about 65 cycles each, whatever their size (512 bytes to 2 KiB
+ * measured): hence two units a stage where pieces are small. */
+#include "cuda/packed.cuh"
 #include "cuda/product.cuh"
 
-#define WARPS   8
-#define THREADS (32 * WARPS)
+#define BANDS      2u /* of a tile */
+#define QUARTERS   4u
+#define BAND_ROWS  (CUDA_TILE_ROWS * CUDA_BAND)
+#define STAGES_MAX 8u
 
-/* How a block is cut: PAIRS of tiles of W, WIDE parts of x of 8 NT rows each, DEEP parts of the
- * columns (1 or 4). */
-template <uint32_t FORMAT, int PAIRS, int WIDE, int DEEP, int NT> struct shape_of {
+/* A block's threads and its shared memory: the ring, the results, barriers. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     using is = cuda_format_is<FORMAT>;
-    static_assert(PAIRS * WIDE * DEEP == WARPS && (DEEP == 1 || DEEP == 4), "one warp each");
-    static constexpr uint32_t warps = WARPS / DEEP; /* of one part of the columns */
-    static constexpr uint32_t tiles = 2 * PAIRS, x_tiles = WIDE * NT, x_rows = 8 * x_tiles;
-    /* A stage: of each part of the columns a unit. */
-    static constexpr uint32_t high_at = tiles * is::code_bytes;
-    static constexpr uint32_t scales_at = high_at + tiles * is::high_bytes;
-    static constexpr uint32_t x_at = scales_at + tiles * is::scale_bytes;
-    static constexpr uint32_t sums_at = x_at + x_tiles * 1024;
-    static constexpr uint32_t part_bytes = sums_at + (is::minimum ? x_tiles * 128 : 0);
-    static constexpr uint32_t stage_bytes = DEEP * part_bytes;
-    /* Results: [DEEP][x_rows][row_floats]; no bank twice for fragments, nor for 16 bytes of 8 rows.
-     */
-    static constexpr uint32_t row_floats = 16 * tiles + 4;
-    static constexpr uint32_t part_floats = x_rows * row_floats;
-    static constexpr uint32_t result_bytes = DEEP * part_floats * 4;
-    /* Wide: results beside the ring; deep: where it was. */
-    static constexpr uint32_t room = 220 * 1024 - (DEEP == 1 ? result_bytes : 0);
-    static constexpr uint32_t n = room / stage_bytes < 4 ? room / stage_bytes : 4;
-    static constexpr uint32_t ring_bytes = n * stage_bytes;
-    static constexpr uint32_t bytes = DEEP == 1                   ? ring_bytes + result_bytes
-                                      : ring_bytes > result_bytes ? ring_bytes
-                                                                  : result_bytes;
-    static_assert(n >= 2, "a stage under way while one is used");
+    static constexpr uint32_t halves = HALVES;            /* segments at a time */
+    static constexpr uint32_t warps = 4 * BANDS * halves; /* that multiply */
+    static constexpr uint32_t threads = 32 * (warps + halves);
+    /* Units of a stage and half. */
+    static constexpr uint32_t units = is::code_words == 4 ? 2 : 1;
+    static constexpr uint32_t tiles = BANDS * CUDA_BAND;
+    static constexpr uint32_t x = 2 * NT * 512; /* of a unit */
+    /* In a half of a stage: of each tile in turn all units, then of x. */
+    static constexpr uint32_t tile_bytes = units * is::piece_bytes;
+    static constexpr uint32_t x_at = tiles * tile_bytes;
+    static constexpr uint32_t half_bytes = x_at + units * x;
+    static constexpr uint32_t stage_bytes = halves * half_bytes;
+    /* Results: [x_rows][row_floats]; fragments of a warp in no bank twice. With halves behind them
+     * the second one's, likewise. */
+    static constexpr uint32_t x_rows = 8 * NT, row_floats = BANDS * BAND_ROWS + 4;
+    static constexpr uint32_t result_floats = x_rows * row_floats;
+    static constexpr uint32_t result_bytes = halves * result_floats * 4;
+    static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 4) * sizeof(cuda_barrier);
+    static constexpr uint32_t other_bytes = result_bytes + barrier_bytes;
+    static_assert(half_bytes % 128 == 0 && result_bytes % 128 == 0, "where bulk copies go");
 };
 
-/* ---- staging --------------------------------------------------------------------------------- */
+struct barriers {
+    cuda_barrier full[STAGES_MAX], empty[STAGES_MAX]; /* of the ring's stages */
+    cuda_barrier summed, read; /* results: of the whole cluster, by the whole cluster */
+    cuda_barrier half, taken;  /* the second half's sums: put there, taken from there */
+};
 
-/* What one warp copies of a part: whole tiles of W and of x, and where its lanes' next 16 bytes of
- * them come from. */
-template <class SHAPE> struct part_source {
-    using is = typename SHAPE::is;
-    static constexpr uint32_t n_w = SHAPE::tiles / SHAPE::warps,
-                              n_x = SHAPE::x_tiles / SHAPE::warps;
-    static_assert(n_w * SHAPE::warps == SHAPE::tiles && n_x * SHAPE::warps == SHAPE::x_tiles &&
-                      n_x <= 4,
-                  "whole tiles, and their sums by one warp");
-    const uint8_t *codes[n_w], *high[n_w], *scales[n_w];
-    const uint8_t *x[n_x], *sums; /* sums: of tile lane / 8 of the warp's */
+/* ---- which columns of which tile ------------------------------------------------------------- */
 
-    __device__ __forceinline__ part_source(const cuda_work &work, const cuda_job &job,
-                                           uint32_t first_pair, uint32_t first_x, uint32_t unit,
-                                           uint32_t warp, uint32_t lane)
+/* What a block does: tiles `item`, item + step, ... and of each the runs first .. last - 1, each of
+ * `halves` segments. */
+struct course {
+    uint32_t item, step, n_items, n_sets;
+    uint32_t first, last, halves, units;
+
+    __device__ __forceinline__ course(const cuda_work &work, uint32_t x_rows, uint32_t h)
     {
-#pragma unroll
-        for (uint32_t k = 0; k < n_w; k++) {
-            uint32_t i = warp + k * SHAPE::warps;
-            const cuda_planes &w = job.w[i % 2];
-            size_t at =
-                (size_t)cuda_tile_of(work, job, first_pair + i / 2, i % 2) * job.units + unit;
-            codes[k] = w.codes + at * is::code_bytes + 16 * lane;
-            if constexpr (is::high_bytes != 0)
-                high[k] = w.high + at * is::high_bytes + 16 * lane;
-            if constexpr (is::scale_bytes != 0)
-                scales[k] = w.scales + at * is::scale_bytes + 16 * lane;
-        }
-        auto x_block = [&](uint32_t k) {
-            uint32_t tile = min(first_x + warp + k * SHAPE::warps, (work.n_rows - 1) / 8);
-            return (size_t)tile * work.x.blocks + 2 * unit;
-        };
-#pragma unroll
-        for (uint32_t k = 0; k < n_x; k++)
-            x[k] = (const uint8_t *)work.x.values + x_block(k) * 512 + 16 * lane;
-        if constexpr (is::minimum)
-            sums = (const uint8_t *)work.x.sums + x_block(lane / 8) * 64 + lane % 8 * 16;
+        const uint32_t deep = cuda_cluster_blocks(), runs = CUDA_SEGMENTS / h / deep;
+        item = blockIdx.x / deep;
+        step = gridDim.x / deep;
+        n_sets = (work.n_rows + x_rows - 1) / x_rows;
+        n_items = work.n_blocks * n_sets;
+        first = cuda_cluster_rank() * runs;
+        last = first + runs;
+        halves = h;
+        units = work.jobs[0].units;
     }
-
-    /* Starts the copies of the next unit to a stage's part. */
-    __device__ __forceinline__ void copy(uint8_t *to, uint32_t warp, uint32_t lane)
+    __device__ __forceinline__ uint32_t block() const
     {
-#pragma unroll
-        for (uint32_t k = 0; k < n_w; k++) {
-            uint32_t i = warp + k * SHAPE::warps;
-#pragma unroll
-            for (uint32_t at = 0; at < is::code_bytes; at += 512)
-                cuda_copy16(to + i * is::code_bytes + at + 16 * lane, codes[k] + at);
-            codes[k] += is::code_bytes;
-            if constexpr (is::high_bytes != 0) {
-                if (lane < is::high_bytes / 16)
-                    cuda_copy16(to + SHAPE::high_at + i * is::high_bytes + 16 * lane, high[k]);
-                high[k] += is::high_bytes;
-            }
-            if constexpr (is::scale_bytes != 0) {
-                if (lane < is::scale_bytes / 16)
-                    cuda_copy16(to + SHAPE::scales_at + i * is::scale_bytes + 16 * lane, scales[k]);
-                scales[k] += is::scale_bytes;
-            }
-        }
-#pragma unroll
-        for (uint32_t k = 0; k < n_x; k++) {
-            uint8_t *at = to + SHAPE::x_at + (warp + k * SHAPE::warps) * 1024 + 16 * lane;
-            cuda_copy16(at, x[k]);
-            cuda_copy16(at + 512, x[k] + 512);
-            x[k] += 1024;
-        }
-        if constexpr (is::minimum) {
-            uint32_t tile = warp + lane / 8 * SHAPE::warps;
-            if (lane < 8 * n_x)
-                cuda_copy16(to + SHAPE::sums_at + tile * 128 + lane % 8 * 16, sums);
-            sums += 128;
-        }
+        return item / n_sets;
+    }
+    __device__ __forceinline__ uint32_t set() const
+    {
+        return item % n_sets;
+    }
+    __device__ __forceinline__ uint32_t begin(uint32_t run, uint32_t half) const
+    {
+        return segment_begin(run * halves + half, units);
+    }
+    __device__ __forceinline__ uint32_t end(uint32_t run, uint32_t half) const
+    {
+        return begin(run, half + 1);
+    }
+    /* Stages of a run: as many as its longest segment needs. */
+    __device__ __forceinline__ uint32_t stages(uint32_t run, uint32_t of_stage) const
+    {
+        uint32_t most = end(run, 0) - begin(run, 0);
+        if (halves == 2)
+            most = max(most, end(run, 1) - begin(run, 1));
+        return (most + of_stage - 1) / of_stage;
     }
 };
 
-/* ---- sums ------------------------------------------------------------------------------------ */
+/* Where the next stage of a ring of n is. */
+struct turn {
+    uint32_t n, slot = 0, round = 0;
 
-/* acc += one unit: of the warp's pair of tiles and its NT tiles of x. A block of 32 columns at a
- * time: more would not fit into registers. */
-template <uint32_t FORMAT, class SHAPE, int NT>
-static __device__ __forceinline__ void unit_sum(float acc[2][NT][4], const uint8_t *part,
-                                                uint32_t pair, uint32_t first_x, uint32_t lane)
+    __device__ __forceinline__ explicit turn(uint32_t stages) : n(stages)
+    {
+    }
+    __device__ __forceinline__ void next()
+    {
+        slot = slot + 1 == n ? 0 : slot + 1;
+        round += slot == 0;
+    }
+};
+
+/* ---- copies ---------------------------------------------------------------------------------- */
+
+/* A copying warp's next stage, of its half: of a run of a tile of its course the units from `unit`
+ * on, up to `end`, and where they lie. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    using is = typename shape::is;
+    const cuda_work &work;
+    course at;
+    uint32_t half, run;
+    uint32_t stages = 0; /* of the run, this one and later */
+    uint32_t unit = 0, end = 0;
+    const uint8_t *w[BANDS] = {}, *x = nullptr; /* of unit 0 */
+    size_t tile_bytes = 0;                      /* from one tile's pieces to the next */
+
+    __device__ __forceinline__ copies(const cuda_work &w, uint32_t h)
+        : work(w), at(w, shape::x_rows, shape::halves), half(h), run(at.first)
+    {
+        if (some()) {
+            begin_tile();
+            begin_run();
+        }
+        skip();
+    }
+    __device__ __forceinline__ bool some() const
+    {
+        return at.item < at.n_items;
+    }
+    __device__ __forceinline__ void begin_tile()
+    {
+        const cuda_job &job = work.jobs[cuda_job_of(work, at.block())];
+        const uint32_t pair = at.block() - job.first_block;
+        tile_bytes = (size_t)job.units * is::piece_bytes;
+#pragma unroll
+        for (uint32_t b = 0; b < BANDS; b++) {
+            const uint32_t band = work.finish == CUDA_GATED ? pair : 2 * pair + b;
+            w[b] = job.w[b] + min(band, job.bands - 1) * CUDA_BAND * tile_bytes;
+        }
+        x = (const uint8_t *)work.x.values + (size_t)at.set() * work.x.blocks * NT * 512;
+    }
+    __device__ __forceinline__ void begin_run()
+    {
+        unit = at.begin(run, half);
+        end = at.end(run, half);
+        stages = at.stages(run, shape::units);
+    }
+    /* To the next run that has stages. */
+    __device__ __forceinline__ void skip()
+    {
+        while (some() && stages == 0) {
+            if (++run == at.last) {
+                run = at.first;
+                at.item += at.step;
+                if (!some())
+                    return;
+                begin_tile();
+            }
+            begin_run();
+        }
+    }
+    __device__ __forceinline__ void next()
+    {
+        unit += shape::units;
+        stages--;
+        skip();
+    }
+    __device__ __forceinline__ uint32_t n_units() const
+    {
+        return min(shape::units, end - min(unit, end));
+    }
+
+    __device__ __forceinline__ void copy_weights(uint8_t *to, cuda_barrier *full,
+                                                 uint32_t lane) const
+    {
+        const uint32_t n = n_units();
+        cuda_bulk_open(full, n * (shape::x + shape::tiles * is::piece_bytes), lane);
+        if (n == 0)
+            return;
+#pragma unroll
+        for (uint32_t t = 0; t < shape::tiles; t++)
+            cuda_bulk_copy(to + t * shape::tile_bytes,
+                           w[t / CUDA_BAND] + t % CUDA_BAND * tile_bytes +
+                               (size_t)unit * is::piece_bytes,
+                           n * is::piece_bytes, full, lane);
+    }
+    __device__ __forceinline__ void copy_x(uint8_t *to, cuda_barrier *full, uint32_t lane) const
+    {
+        if (n_units() > 0)
+            cuda_bulk_copy(to + shape::x_at, x + (size_t)unit * shape::x, n_units() * shape::x,
+                           full, lane);
+        cuda_bulk_close(full, lane);
+    }
+};
+
+/* The first stages' weights come before what earlier kernels write: x. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES>
+static __device__ __forceinline__ void copy_all(const cuda_work &work, uint8_t *ring, barriers *all,
+                                                uint32_t stages, uint32_t half, uint32_t lane)
 {
-    using is = cuda_format_is<FORMAT>;
-    const uint8_t *w = part + 2 * pair * is::code_bytes;
-    const uint8_t *high = part + SHAPE::high_at + 2 * pair * is::high_bytes;
-    const uint8_t *scales = part + SHAPE::scales_at + 2 * pair * is::scale_bytes;
-    const uint8_t *x = part + SHAPE::x_at + first_x * 1024 + 16 * lane;
-    const uint8_t *sums = part + SHAPE::sums_at + first_x * 128 + lane % 4 * 8;
-#pragma unroll 1
-    for (uint32_t b = 0; b < 2; b++) {
-        cuda_share<FORMAT, 1> share[2];
-#pragma unroll
-        for (uint32_t t = 0; t < 2; t++)
-            cuda_share_load(share + t, w + t * is::code_bytes, high + t * is::high_bytes,
-                            scales + t * is::scale_bytes, b, lane);
-        multiply_block<FORMAT, NT>(
-            acc, share, 0, [&](int t) { return *(const uint4 *)(x + t * 1024 + b * 512); },
-            [&](int t, int half) {
-                return *(const float2 *)(sums + t * 128 + b * 64 + half * 32);
-            });
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    copies<FORMAT, NT, HALVES> from(work, half), behind(work, half);
+    turn to(stages);
+    uint32_t ahead = 0;
+    ring += half * shape::half_bytes;
+    for (; ahead < stages && from.some(); ahead++, from.next())
+        from.copy_weights(ring + ahead * shape::stage_bytes, &all->full[ahead], lane);
+    cuda_wait();
+    for (uint32_t i = 0; i < ahead; i++, behind.next(), to.next())
+        behind.copy_x(ring + i * shape::stage_bytes, &all->full[i], lane);
+    for (; from.some(); from.next(), to.next()) {
+        uint8_t *stage = ring + to.slot * shape::stage_bytes;
+        cuda_barrier_wait(&all->empty[to.slot], (to.round - 1) & 1);
+        from.copy_weights(stage, &all->full[to.slot], lane);
+        from.copy_x(stage, &all->full[to.slot], lane);
     }
 }
 
-/* A warp's sums on their way: of the segment, of the quarter, and (in shared memory) of all. */
-template <class SHAPE, int NT> struct sums_of {
-    float acc[2][NT][4];
-    float quarter[2][NT][4];
-    uint32_t segment;
-    float *result; /* the lane's own: row 2 q of x, row g of W of its part */
+/* ---- sums ------------------------------------------------------------------------------------ */
 
-    __device__ __forceinline__ void each(bool first, bool add) const
-    {
+template <int NT> static __device__ __forceinline__ void clear(float sums[NT][4])
+{
 #pragma unroll
-        for (int t = 0; t < 2; t++) {
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sums[n][i] = 0;
+    }
+}
+
+/* A lane's own number of the results, of row n of its row tile pair and place i of its fragment. */
+template <class SHAPE> static __device__ __forceinline__ uint32_t place_of(int n, int i)
+{
+    return (uint32_t)(8 * n + i % 2) * SHAPE::row_floats + (uint32_t)(i / 2 * 8);
+}
+
+/* One lane of the warps that multiply: where it is in the ring. What it holds of W is a share of a
+ * unit, or of half of one where codes are large; the next one is fetched while the tensor cores
+ * work on this. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    using is = typename shape::is;
+    static constexpr uint32_t blocks = is::code_words == 4 ? 2 : 1; /* of a share */
+    static constexpr uint32_t shares = 2 / blocks;                  /* of a unit */
+    static constexpr uint32_t none = UINT32_MAX;
+    using share = cuda_share<FORMAT, blocks>;
+
+    const uint8_t *ring; /* the lane's half of it */
+    barriers *all;
+    uint32_t tile, lane;
+    uint32_t nothing;     /* 0, which the compiler does not know */
+    turn at;              /* the stage under way */
+    uint32_t done = none; /* whose products may still be under way */
+    share next = {};
+
+    /* Share k of the stage at `stage`. */
+    __device__ __forceinline__ void fetch(const uint8_t *stage, uint32_t k)
+    {
+        cuda_share_load(&next, stage + tile * shape::tile_bytes + k / shares * is::piece_bytes,
+                        k % shares, lane);
+    }
+    __device__ __forceinline__ void release()
+    {
+        __syncwarp();
+        if (done != none && lane == 0)
+            cuda_barrier_arrive(&all->empty[done]);
+        done = none;
+    }
+
+    /* One stage, n units of it, whose first share has been fetched; then the first of the next,
+     * where there is one. Products of its last step are under way on return. */
+    __device__ __forceinline__ void stage_sum(float acc[NT][4], uint32_t n, bool first, bool more)
+    {
+        const uint8_t *stage = ring + at.slot * shape::stage_bytes;
+        const cuda_group_b x = cuda_group_b_at(stage + shape::x_at);
+        const uint32_t slot = at.slot;
+        uint32_t a[2][4];
+        at.next();
+#pragma unroll
+        for (uint32_t k = 0; k < shape::units * shares; k++) {
+            if (k / shares >= n)
+                break;
+            const share now = next;
+#pragma unroll
+            for (uint32_t s = 0; s < 2 * blocks; s++) {
+                const uint32_t step = k % shares * 2 + s;
+                cuda_fragment(now, s, a[s % 2]);
+                /* What a load has brought cannot be a factor's register while products are under
+                 * way (the compiler would wait for all of them); what an instruction makes of it
+                 * can. */
+                if constexpr (is::halves) {
+#pragma unroll
+                    for (uint32_t i = 0; i < 4; i++)
+                        a[s % 2][i] |= nothing;
+                }
+                cuda_group_begin();
+                cuda_group_mma<NT>(acc, a[s % 2],
+                                   cuda_group_b_after(x, k / shares * shape::x +
+                                                             step / 2 * NT * 512 + step % 2 * 256),
+                                   k > 0 || s > 0 || !first);
+                cuda_group_commit();
+                if (s == 2 * blocks - 2) {
+                    if (k + 1 < shape::units * shares && (k + 1) / shares < n) {
+                        fetch(stage, k + 1);
+                    } else if (more) {
+                        cuda_barrier_wait(&all->full[at.slot], at.round & 1);
+                        fetch(ring + at.slot * shape::stage_bytes, 0);
+                    }
+                }
+                cuda_group_wait<1>();
+                if (k == 0 && s == 0)
+                    release();
+            }
+        }
+        if (n == 0) {
+            cuda_group_wait<0>();
+            release();
+        }
+        done = slot;
+    }
+
+    /* acc = the sum of units `unit` .. end - 1, which come in that many stages. */
+    __device__ __forceinline__ void run_sum(float acc[NT][4], uint32_t unit, uint32_t end,
+                                            uint32_t stages)
+    {
+        if (unit == end)
+            clear<NT>(acc);
+        if (stages > 0) {
+            cuda_barrier_wait(&all->full[at.slot], at.round & 1);
+            fetch(ring + at.slot * shape::stage_bytes, 0);
+        }
+#pragma unroll 1
+        for (uint32_t i = 0; i < stages; i++, unit += shape::units)
+            stage_sum(acc, min(shape::units, end - min(unit, end)), i == 0, i + 1 < stages);
+        cuda_group_wait<0>();
+        release();
+    }
+
+    /* All runs of the course's columns, one after the other, to the lane's own results. */
+    __device__ __forceinline__ void tile_sum(const course &c, float *own)
+    {
+        float acc[NT][4], quarter[NT][4];
+        clear<NT>(quarter);
+        for (uint32_t run = c.first; run < c.last; run++) {
+            run_sum(acc, c.begin(run, 0), c.end(run, 0), c.stages(run, shape::units));
+#pragma unroll
+            for (int n = 0; n < NT; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    quarter[n][i] = __fadd_rn(run % 2 ? quarter[n][i] : 0.0f, acc[n][i]);
+            }
+            if (run % 2 == 0)
+                continue;
 #pragma unroll
             for (int n = 0; n < NT; n++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    float *at = result + (8 * n + i % 2) * SHAPE::row_floats + 16 * t + i / 2 * 8;
-                    *at = add ? __fadd_rn(first ? 0.0f : *at, quarter[t][n][i]) : quarter[t][n][i];
+                    float *to = own + place_of<shape>(n, i);
+                    *to = __fadd_rn(run == c.first + 1 ? 0.0f : *to, quarter[n][i]);
                 }
             }
         }
     }
-    /* Ends the segments before the one that has unit `unit`, or all up to `last`. */
-    __device__ __forceinline__ void end_before(uint32_t unit, uint32_t units, uint32_t last,
-                                               bool add)
+
+    /* The same by two: the second half's sums come to the first by way of shared memory. `puts`
+     * counts how often they did. */
+    __device__ __forceinline__ void tile_sum_by_two(const course &c, uint32_t half, float *own,
+                                                    uint32_t *puts)
     {
-        while (segment < last && unit >= segment_begin(segment + 1, units)) {
+        float acc[NT][4], *other = own + shape::result_floats;
+        for (uint32_t run = c.first; run < c.last; run++, ++*puts) {
+            run_sum(acc, c.begin(run, half), c.end(run, half), c.stages(run, shape::units));
+            if (half == 1 && *puts > 0)
+                cuda_barrier_wait(&all->taken, (*puts - 1) & 1);
+            if (half == 0)
+                cuda_barrier_wait(&all->half, *puts & 1);
 #pragma unroll
-            for (int t = 0; t < 2; t++) {
+            for (int n = 0; n < NT; n++) {
 #pragma unroll
-                for (int n = 0; n < NT; n++) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++) {
-                        quarter[t][n][i] = __fadd_rn(quarter[t][n][i], acc[t][n][i]);
-                        acc[t][n][i] = 0;
+                for (int i = 0; i < 4; i++) {
+                    const uint32_t place = place_of<shape>(n, i);
+                    if (half == 1) {
+                        other[place] = acc[n][i];
+                    } else {
+                        float quarter = __fadd_rn(__fadd_rn(0.0f, acc[n][i]), other[place]);
+                        own[place] = __fadd_rn(run == c.first ? 0.0f : own[place], quarter);
                     }
                 }
             }
-            segment++;
-            if (!add || segment % CUDA_QUARTER != 0)
-                continue;
-            each(segment == CUDA_QUARTER, true);
-#pragma unroll
-            for (int t = 0; t < 2; t++) {
-#pragma unroll
-                for (int n = 0; n < NT; n++) {
-#pragma unroll
-                    for (int i = 0; i < 4; i++)
-                        quarter[t][n][i] = 0;
-                }
-            }
+            __syncwarp();
+            if (lane == 0)
+                cuda_barrier_arrive(half == 1 ? &all->half : &all->taken);
         }
     }
 };
 
 /* ---- finishes -------------------------------------------------------------------------------- */
 
-/* Row n of x and row r of W, both of the block: the quarters' sum. */
-template <class SHAPE, int DEEP>
-static __device__ __forceinline__ float result_of(const float *results, uint32_t n, uint32_t r)
-{
-    const float *at = results + n * SHAPE::row_floats + r;
-    if constexpr (DEEP == 1)
-        return *at;
-    float total = 0;
-#pragma unroll
-    for (uint32_t k = 0; k < DEEP; k++)
-        total = __fadd_rn(total, at[k * SHAPE::part_floats]);
-    return total;
-}
+/* The cluster's results: of each block's columns in turn. */
+template <bool DEEP> struct results_of {
+    const float *from[DEEP ? QUARTERS : 1];
 
-/* CUDA_GATED of one row of x and one pair: 16 columns and their sum. */
-template <class SHAPE, int DEEP>
-static __device__ __forceinline__ void finish_gated(const cuda_work &work, const float *results,
-                                                    uint32_t pair, uint32_t n, uint32_t block_pair,
-                                                    uint32_t block_n)
-{
-    float sum = 0;
+    __device__ __forceinline__ explicit results_of(const float *own)
+    {
+        from[0] = own;
 #pragma unroll
-    for (uint32_t c = 0; c < 16; c += 4) {
+        for (uint32_t k = 0; DEEP && k < QUARTERS; k++)
+            from[k] = cuda_cluster_at(own, k);
+    }
+    __device__ __forceinline__ float at(uint32_t i) const
+    {
+        if constexpr (!DEEP)
+            return from[0][i];
+        float total = 0;
+#pragma unroll
+        for (uint32_t k = 0; DEEP && k < QUARTERS; k++)
+            total = __fadd_rn(total, from[k][i]);
+        return total;
+    }
+};
+
+/* What a warp brings together: of x's set rows first_n .. first_n + N - 1, for a pair of bands. */
+struct part {
+    uint32_t pair, set, first_n, warp, lane;
+};
+
+/* CUDA_GATED: of each row four columns a lane, a row tile by 16 columns a warp. Rows of W that pad
+ * a band are zero, and so are the columns that they make. */
+template <class SHAPE, bool DEEP, uint32_t N>
+static __device__ __forceinline__ void finish_gated(const cuda_work &work,
+                                                    const results_of<DEEP> &results, part p)
+{
+#pragma unroll 2
+    for (uint32_t i = p.warp; i < N / 8 * 4; i += SHAPE::warps) {
+        const uint32_t n = p.first_n + i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
+        const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
         uint32_t bits[4];
+        if (row >= work.n_rows)
+            continue;
 #pragma unroll
-        for (uint32_t j = 0; j < 4; j++) {
-            uint32_t r = 32 * block_pair + c + j;
-            bits[j] = cuda_gate(work.activation, result_of<SHAPE, DEEP>(results, block_n, r),
-                                result_of<SHAPE, DEEP>(results, block_n, r + 16));
-            sum = __fadd_rn(sum, __half2float(__ushort_as_half((unsigned short)bits[j])));
-        }
-        uint2 *to = (uint2 *)(work.gated.values + cuda_packed_at(work.gated, n, 16 * pair + c));
-        *to = {bits[0] | bits[1] << 16, bits[2] | bits[3] << 16};
-    }
-    work.gated.sums[cuda_sum_at(work.gated, n, 16 * pair)] = sum;
-}
-
-/* Columns that pad to a multiple of 64, after the last pair. */
-static __device__ __forceinline__ void finish_padding(const cuda_work &work, uint32_t pairs,
-                                                      uint32_t n)
-{
-    for (uint32_t c = 16 * pairs; c < 32 * work.gated.blocks; c += 4) {
-        *(uint2 *)(work.gated.values + cuda_packed_at(work.gated, n, c)) = {0, 0};
-        work.gated.sums[cuda_sum_at(work.gated, n, c)] = 0;
+        for (uint32_t j = 0; j < 4; j++)
+            bits[j] =
+                cuda_gate(work.activation, results.at(at + j), results.at(at + BAND_ROWS + j));
+        cuda_packed_at(work.gated, row, p.pair * BAND_ROWS + c)
+            .store(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
     }
 }
 
-/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W at a time, and loads what it adds to for many
- * rows of x at once. */
-template <class SHAPE, int DEEP>
+/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by some of x at a time, and asks memory for all
+ * of these together. */
+template <class SHAPE, bool DEEP, uint32_t N>
 static __device__ __forceinline__ void finish_rows(const cuda_work &work, const cuda_job &job,
-                                                   const float *results, uint32_t first_pair,
-                                                   uint32_t first_n)
+                                                   const results_of<DEEP> &results, part p)
 {
-    constexpr uint32_t all = SHAPE::tiles / 2 * SHAPE::x_rows;
-    constexpr uint32_t at_once = all / WARPS < 16 ? all / WARPS : 16;
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    constexpr uint32_t fair = 4 * N / SHAPE::warps, at_once = fair < 16 ? fair : 16;
     const bool add = work.finish == CUDA_ADD;
-    static_assert(all % (WARPS * at_once) == 0 && SHAPE::x_rows % at_once == 0, "as many each");
-
-    for (uint32_t first = warp * at_once; first < all; first += WARPS * at_once) {
-        uint32_t n = first % SHAPE::x_rows, r = first / SHAPE::x_rows * 32 + lane;
-        uint32_t row = 32 * first_pair + r;
+    static_assert(N % at_once == 0 && 4 * N / at_once % SHAPE::warps == 0, "as many each");
+#pragma unroll 1
+    for (uint32_t i = p.warp; i < 4 * N / at_once; i += SHAPE::warps) {
+        const uint32_t n = p.first_n + i / 4 * at_once, r = i % 4 * 32 + p.lane;
+        const uint32_t row = p.pair * BANDS * BAND_ROWS + r, x_row = p.set * SHAPE::x_rows + n;
         if (row >= job.rows)
             continue;
-        float *to = job.to + (first_n + n) * job.stride + row;
-        float bias = job.bias ? job.bias[row] : 0.0f;
-        uint32_t rows = min(work.n_rows - min(first_n + n, work.n_rows), at_once);
+        float *to = job.to + x_row * job.stride + row;
+        const float bias = job.bias ? job.bias[row] : 0.0f;
+        const uint32_t rows = min(work.n_rows - min(x_row, work.n_rows), at_once);
         float before[at_once];
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++)
             before[k] = add && k < rows ? to[k * job.stride] : 0.0f;
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++) {
-            float total = result_of<SHAPE, DEEP>(results, n + k, r);
+            const float total = results.at((n + k) * SHAPE::row_floats + r);
             if (k < rows)
                 to[k * job.stride] = cuda_finished(add, job.scale, total, bias, before[k]);
         }
     }
 }
 
-template <class SHAPE, int DEEP>
-static __device__ __forceinline__ void finish(const cuda_work &work, const cuda_job &job,
-                                              const float *results, uint32_t first_pair,
-                                              uint32_t first_n)
+template <class SHAPE, bool DEEP>
+static __device__ __forceinline__ void finish(const cuda_work &work, const course &c,
+                                              const float *own, uint32_t warp, uint32_t lane)
 {
-    if (work.finish != CUDA_GATED) {
-        finish_rows<SHAPE, DEEP>(work, job, results, first_pair, first_n);
-        return;
-    }
-    for (uint32_t i = threadIdx.x; i < SHAPE::tiles / 2 * SHAPE::x_rows; i += THREADS) {
-        uint32_t n = first_n + i % SHAPE::x_rows, pair = first_pair + i / SHAPE::x_rows;
-        if (n >= work.n_rows || pair >= job.pairs)
-            continue;
-        finish_gated<SHAPE, DEEP>(work, results, pair, n, i / SHAPE::x_rows, i % SHAPE::x_rows);
-        if (pair + 1 == job.pairs)
-            finish_padding(work, job.pairs, n);
-    }
+    constexpr uint32_t n = DEEP ? SHAPE::x_rows / QUARTERS : SHAPE::x_rows;
+    const cuda_job &job = work.jobs[cuda_job_of(work, c.block())];
+    const part p = {c.block() - job.first_block, c.set(), DEEP ? cuda_cluster_rank() * n : 0, warp,
+                    lane};
+    const results_of<DEEP> results(own);
+    if (work.finish == CUDA_GATED)
+        finish_gated<SHAPE, DEEP, n>(work, results, p);
+    else
+        finish_rows<SHAPE, DEEP, n>(work, job, results, p);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-template <uint32_t FORMAT, int PAIRS, int WIDE, int DEEP, int NT>
-static __global__ void __launch_bounds__(THREADS, 1)
-    multiply_many(const __grid_constant__ cuda_work work)
+/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES>
+static __device__ __forceinline__ void multiply_all(const cuda_work &work, const uint8_t *ring,
+                                                    float *results, barriers *all, uint32_t stages,
+                                                    uint32_t warp, uint32_t lane)
 {
-    using shape = shape_of<FORMAT, PAIRS, WIDE, DEEP, NT>;
-    CUDA_SHARED(uint8_t, shared);
-    const cuda_job &job = work.jobs[cuda_job_of(work, blockIdx.y)];
-    const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const uint32_t deep = warp / shape::warps, inner = warp % shape::warps;
-    const uint32_t wide = inner / PAIRS, pair = inner % PAIRS;
-    const uint32_t first_pair = (blockIdx.y - job.first_block) * PAIRS;
-    const uint32_t first_x = blockIdx.x * shape::x_tiles; /* in tiles of 8 rows */
-    const uint32_t segments = CUDA_SEGMENTS / DEEP;
-    const uint32_t first = segment_begin(deep * segments, job.units);
-    const uint32_t last = segment_begin((deep + 1) * segments, job.units);
-    const uint32_t steps =
-        (job.units + DEEP - 1) / DEEP; /* no part of the columns has more units */
-    float *results = (float *)(shared + (DEEP == 1 ? shape::ring_bytes : 0));
-
-    sums_of<shape, NT> sums = {};
-    sums.segment = deep * segments;
-    sums.result = results + deep * shape::part_floats +
-                  (8 * NT * wide + lane % 4 * 2) * shape::row_floats + 32 * pair + lane / 4;
-
-    cuda_let_next_start();
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    const bool deep = cuda_cluster_blocks() > 1;
+    const uint32_t half = warp / (4 * BANDS), tile = warp % (4 * BANDS);
+    consumer<FORMAT, NT, HALVES> self = {
+        ring + half * shape::half_bytes, all, tile, lane, work.n_rows >> 31, turn(stages)};
+    float *own = results + lane % 4 * 2 * shape::row_floats + tile * CUDA_TILE_ROWS + lane / 4;
+    course c(work, shape::x_rows, shape::halves);
+    uint32_t puts = 0;
     cuda_wait();
-    part_source<shape> from(work, job, first_pair, first_x, first, inner, lane);
-    uint8_t *ring = shared + deep * shape::part_bytes;
-#pragma unroll
-    for (uint32_t i = 0; i + 1 < shape::n; i++) {
-        if (first + i < last)
-            from.copy(ring + i * shape::stage_bytes, inner, lane);
-        cuda_copies_commit();
-    }
-    uint32_t at = 0, free = (shape::n - 1) * shape::stage_bytes; /* of the ring's stages */
-    for (uint32_t i = 0; i < steps; i++) {
-        cuda_copies_wait<shape::n - 2>();
-        __syncthreads();
-        if (first + i + shape::n - 1 < last)
-            from.copy(ring + free, inner, lane);
-        cuda_copies_commit();
-        if (first + i < last) {
-            sums.end_before(first + i, job.units, (deep + 1) * segments, DEEP == 1);
-            unit_sum<FORMAT, shape, NT>(sums.acc, ring + at, pair, wide * NT, lane);
+    for (uint32_t parity = 0; c.item < c.n_items; parity ^= 1) {
+        if constexpr (shape::halves == 1)
+            self.tile_sum(c, own);
+        else
+            self.tile_sum_by_two(c, half, own, &puts);
+        __syncwarp();
+        if (deep) {
+            if (lane < QUARTERS && half == 0)
+                cuda_barrier_wrote(&all->summed, lane);
+            cuda_barrier_wait_cluster(&all->summed, parity);
+            finish<shape, true>(work, c, results, warp, lane);
+            __syncwarp();
+            if (lane < QUARTERS)
+                cuda_barrier_read(&all->read, lane);
+        } else {
+            if (lane == 0 && half == 0)
+                cuda_barrier_arrive(&all->summed);
+            cuda_barrier_wait(&all->summed, parity);
+            finish<shape, false>(work, c, results, warp, lane);
+            __syncwarp();
+            if (lane == 0)
+                cuda_barrier_arrive(&all->read);
         }
-        free = at;
-        at = at + shape::stage_bytes == shape::ring_bytes ? 0 : at + shape::stage_bytes;
+        c.item += c.step;
+        /* Before others' results are written over, and before they are gone. */
+        cuda_barrier_wait(&all->read, parity);
     }
-    sums.end_before(job.units, job.units, (deep + 1) * segments, DEEP == 1);
-    if constexpr (DEEP != 1) {
-        __syncthreads();
-        sums.each(true, false);
+}
+
+template <uint32_t FORMAT, int NT, uint32_t HALVES>
+static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 1)
+    multiply_many(const __grid_constant__ cuda_work work, uint32_t stages)
+{
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    CUDA_SHARED(uint8_t, shared);
+    float *results = (float *)shared;
+    uint8_t *ring = shared + shape::result_bytes;
+    barriers *all = (barriers *)(ring + stages * shape::stage_bytes);
+    const uint32_t lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
+    const uint32_t deep = cuda_cluster_blocks(), summing = shape::warps / shape::halves;
+    static_assert(sizeof(barriers) == shape::barrier_bytes, "as counted");
+
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < stages; i++) {
+            cuda_barrier_make(&all->full[i], CUDA_BULK_COUNT * shape::halves);
+            cuda_barrier_make(&all->empty[i], shape::warps);
+        }
+        cuda_barrier_make(&all->summed, summing * deep);
+        cuda_barrier_make(&all->read, shape::warps * deep);
+        cuda_barrier_make(&all->half, summing);
+        cuda_barrier_make(&all->taken, summing);
+        cuda_barriers_made();
     }
+    cuda_let_next_start();
     __syncthreads();
-    finish<shape, DEEP>(work, job, results, first_pair, 8 * first_x);
+    if (deep > 1)
+        cuda_cluster_meet();
+    if (warp >= shape::warps)
+        copy_all<FORMAT, NT, HALVES>(work, ring, all, stages, warp - shape::warps, lane);
+    else
+        multiply_all<FORMAT, NT, HALVES>(work, ring, results, all, stages, warp, lane);
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
-template <uint32_t FORMAT, int PAIRS, int WIDE, int DEEP, int NT>
-static cudaError_t launch_many(cuda_work *work, cudaStream_t stream)
+/* Cycles that a tile takes, roughly: those of the tensor cores at three quarters of their rate, or
+ * of memory at 17 bytes a cycle and processor; and what comes before and after. */
+template <class SHAPE> static uint64_t tile_cycles(uint32_t units, uint32_t deep)
 {
-    using shape = shape_of<FORMAT, PAIRS, WIDE, DEEP, NT>;
-    auto kernel = multiply_many<FORMAT, PAIRS, WIDE, DEEP, NT>;
-    uint32_t n_blocks = 0;
-    for (uint32_t i = 0; i < work->n_jobs; i++) {
-        work->jobs[i].first_block = n_blocks;
-        n_blocks += (work->jobs[i].pairs + PAIRS - 1) / PAIRS;
-    }
-    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             (int)shape::bytes);
-    if (error != cudaSuccess)
-        return error;
-    dim3 grid((work->n_rows + shape::x_rows - 1) / shape::x_rows, n_blocks);
-    return cuda_launch(kernel, grid, dim3(THREADS), shape::bytes, stream, *work);
+    const uint32_t tensor = SHAPE::x_rows * 4 * 4 / 3;
+    const uint32_t memory = SHAPE::tiles * SHAPE::is::piece_bytes / 17;
+    return (uint64_t)((units + deep - 1) / deep) * (tensor > memory ? tensor : memory) +
+           (deep > 1 ? 4000 : 2500);
 }
 
-/* Tiles of x of a warp: what fits into its registers. */
-template <uint32_t FORMAT> static constexpr int tiles_of = FORMAT == CUDA_W8M ? 4 : 8;
+/* A block's stages where it has so much shared memory; with fewer than 2 it cannot be. */
+template <class SHAPE> static uint32_t stages_in(uint32_t shared_bytes)
+{
+    const uint32_t n = (shared_bytes - min(shared_bytes, SHAPE::other_bytes)) / SHAPE::stage_bytes;
+    return min(n, STAGES_MAX);
+}
 
-/* Wide where that gives enough blocks for the processors of a large GPU. */
-#define WIDE_BLOCKS 96u
+template <uint32_t FORMAT, int NT, uint32_t HALVES>
+static cudaError_t launch_many(cuda_work *work, enum cuda_way way, const cuda_limits &device,
+                               cudaStream_t stream)
+{
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    auto kernel = multiply_many<FORMAT, NT, HALVES>;
+    const uint32_t stages = stages_in<shape>(device.shared_bytes);
+    const uint32_t bytes = shape::other_bytes + stages * shape::stage_bytes;
+    cudaError_t error =
+        stages < 2
+            ? cudaErrorInvalidConfiguration
+            : cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess)
+        return error;
+
+    work->n_blocks = 0;
+    for (uint32_t i = 0; i < work->n_jobs; i++) {
+        cuda_job *job = &work->jobs[i];
+        job->first_block = work->n_blocks;
+        work->n_blocks += work->finish == CUDA_GATED ? job->bands : (job->bands + 1) / 2;
+    }
+    const uint32_t tiles = work->n_blocks * ((work->n_rows + shape::x_rows - 1) / shape::x_rows);
+    const uint32_t units = work->jobs[0].units, wide = device.processors;
+    const dim3 block(shape::threads);
+    const uint32_t deep =
+        way == CUDA_WIDE ? 0 : cuda_clusters_at_once(QUARTERS, kernel, block, bytes);
+    if (deep > 0 &&
+        (way == CUDA_DEEP || (tiles + deep - 1) / deep * tile_cycles<shape>(units, QUARTERS) <
+                                 (tiles + wide - 1) / wide * tile_cycles<shape>(units, 1)))
+        return cuda_launch_clusters(QUARTERS, kernel, dim3(min(tiles, deep) * QUARTERS), block,
+                                    bytes, stream, *work, stages);
+    return cuda_launch(kernel, dim3(min(tiles, wide)), block, bytes, stream, *work, stages);
+}
 
 cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,
                                cudaStream_t stream)
 {
-    uint32_t pairs = 0;
-    for (uint32_t i = 0; i < work->n_jobs; i++)
-        pairs += work->jobs[i].pairs;
-    if (way == CUDA_FASTEST && work->n_rows > 64 &&
-        pairs / 4 * ((work->n_rows + 127) / 128) >= WIDE_BLOCKS)
-        way = CUDA_WIDE;
-    if (way == CUDA_WIDE) {
-        CUDA_FOR_FORMAT(format,
-                        return (launch_many<FORMAT, 4, 2, 1, tiles_of<FORMAT>>(work, stream)))
-    } else if (work->n_rows <= 32) {
-        CUDA_FOR_FORMAT(format, return (launch_many<FORMAT, 2, 1, 4, 4>(work, stream)))
-    } else {
-        CUDA_FOR_FORMAT(format,
-                        return (launch_many<FORMAT, 2, 1, 4, tiles_of<FORMAT>>(work, stream)))
+    cuda_limits device;
+    cudaError_t error = cuda_limits_of(&device);
+    if (error != cudaSuccess)
+        return error;
+    switch (work->x.tiles) {
+    case 4:
+        if (way == CUDA_LEAN || device.shared_bytes < CUDA_SHARED_8_0) {
+            CUDA_FOR_FORMAT(format, return (launch_many<FORMAT, 4, 1>(work, way, device, stream)))
+        } else {
+            CUDA_FOR_FORMAT(format, return (launch_many<FORMAT, 4, 2>(work, way, device, stream)))
+        }
+        break;
+    case 8:
+        CUDA_FOR_FORMAT(format, return (launch_many<FORMAT, 8, 2>(work, way, device, stream)))
+        break;
+    case 16:
+        CUDA_FOR_FORMAT(format, return (launch_many<FORMAT, 16, 1>(work, way, device, stream)))
+        break;
+    default:
+        break;
     }
     return cudaErrorInvalidValue;
 }

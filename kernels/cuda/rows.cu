@@ -3,14 +3,12 @@
  *   cuda_pack:        y = x / sqrt(mean(x^2) + eps) * weight, or y = x
  *   cuda_pack_gated:  y = act(gate) * up
  *
- * y goes to half-precision in the order of tensor-core fragments (struct cuda_packed, cuda.h), and
- * into sums of 16 for formats that have a minimum.
+ * y goes to half-precision in the order that the product behind it wants (struct cuda_packed).
  *
  * Everything is made of units of 8 columns: what one lane of a fragment holds, 4 columns and the 4
- * that lie 16 further on. The four lanes of a quad make up a block of 32 columns of one row; their
- * values are added up along the quad, so that a sum is taken in ascending order of columns.
+ * that lie 16 further on.
  *
- * Bytes: 4 in and 2.25 out per number (8 in where there are two inputs), 4 of the weight. Of a step
+ * Bytes: 4 in and 2 out per number (8 in where there are two inputs), 4 of the weight. Of a step
  * with one row this is 16 KiB each way through one processor, whose time is that of the dependent
  * steps: a load from L2, a reduction over the block, a store; 4,096 columns are expected to take
  * 2 us, most of it under way while the weights of the product behind it arrive, because the kernel
@@ -23,6 +21,7 @@
  * knows of another. */
 #include "cuda/cuda.h"
 #include "cuda/device.cuh"
+#include "cuda/packed.cuh"
 
 #define UNIT_COLUMNS  8u
 #define BLOCK_THREADS 512u /* most threads for one row: 4,096 columns in one go */
@@ -69,47 +68,24 @@ static __device__ __forceinline__ unit load_unit(const float *row, uint32_t n, u
     return u;
 }
 
-static __device__ __forceinline__ float add4(float sum, uint32_t low, uint32_t high)
-{
-    float2 a = __half22float2(cuda_bits_half2(low)), b = __half22float2(cuda_bits_half2(high));
-    sum = __fadd_rn(sum, a.x);
-    sum = __fadd_rn(sum, a.y);
-    sum = __fadd_rn(sum, b.x);
-    return __fadd_rn(sum, b.y);
-}
-
-/* Unit n of row `row`, by all lanes of a warp, neighbours in a row of units; those with n beyond
- * the last only help. */
+/* Unit n of row `row`; nothing where n is beyond the last. */
 static __device__ __forceinline__ void store_unit(const cuda_packed &to, uint32_t row, uint32_t n,
                                                   const unit &u)
 {
-    uint32_t tile = row / 8, g = row % 8, block = n / 4, q = n % 4;
-    bool mine = block < to.blocks;
+    if (n / 4 >= to.blocks)
+        return;
     uint4 h;
     h.x = cuda_half2_cut(u.v[0], u.v[1]);
     h.y = cuda_half2_cut(u.v[2], u.v[3]);
     h.z = cuda_half2_cut(u.v[4], u.v[5]);
     h.w = cuda_half2_cut(u.v[6], u.v[7]);
-    if (mine)
-        reinterpret_cast<uint4 *>(to.values)[((size_t)tile * to.blocks + block) * 32 + 4 * g + q] =
-            h;
-
-    /* Lane by lane, each adds its four to what the one before it has. */
-    float first = add4(0.0f, h.x, h.y), second = add4(0.0f, h.z, h.w);
-#pragma unroll
-    for (uint32_t lane = 1; lane < 4; lane++) {
-        float before = __shfl_up_sync(FULL, first, 1, 4);
-        float before2 = __shfl_up_sync(FULL, second, 1, 4);
-        if (q == lane) {
-            first = add4(before, h.x, h.y);
-            second = add4(before2, h.z, h.w);
-        }
+    const cuda_packed_four at = cuda_packed_at(to, row, unit_column(n));
+    if (to.tiles == 0) { /* all eight stand together */
+        *reinterpret_cast<uint4 *>(at.first) = h;
+        return;
     }
-    if (mine && q == 3) {
-        float *sums = to.sums + ((size_t)tile * 2 * to.blocks + 2 * block) * 8 + g;
-        sums[0] = first;
-        sums[8] = second;
-    }
+    at.store(h.x, h.y);
+    cuda_packed_at(to, row, unit_column(n) + 16).store(h.z, h.w);
 }
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */

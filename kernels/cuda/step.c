@@ -38,13 +38,22 @@ static cudaError_t embed(const struct at_step *s, const struct cuda_op *op)
     return error;
 }
 
+/* In the order that products of so many rows want. */
+static struct cuda_packed packed(const struct infer_backend_model *m, struct cuda_packed p,
+                                 uint32_t rows)
+{
+    p.tiles = cuda_packed_tiles(rows, m->backend->shared_bytes);
+    return p;
+}
+
 /* Rows of x, or those that `index` names, normed and packed. */
 static cudaError_t pack(const struct at_step *s, const struct cuda_op *op, const int32_t *index,
                         uint32_t n)
 {
     struct infer_backend_model *m = s->m;
+    const struct cuda_packed to = packed(m, m->scratch.packed_x, n);
     cudaError_t error = cuda_pack(m->scratch.x, m->x_stride, index, n, op->norm,
-                                  m->plan->shape.norm_eps, &m->scratch.packed_x, m->stream);
+                                  m->plan->shape.norm_eps, &to, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_PACK);
     return error;
 }
@@ -60,7 +69,7 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
     cudaError_t error = pack(s, op, NULL, s->bucket->rows);
     for (int i = 0; i < 3; i++)
         products[i] = (struct cuda_product){.w = *op->w[i],
-                                            .x = c->packed_x,
+                                            .x = packed(m, c->packed_x, s->bucket->rows),
                                             .n_rows = s->bucket->rows,
                                             .finish = CUDA_STORE,
                                             .scale = 1,
@@ -101,7 +110,7 @@ static cudaError_t attend(const struct at_step *s, const struct cuda_op *op)
                                        .partials = m->scratch.partials,
                                        .merges = s->numbers.merges,
                                        .n_merges = s->bucket->merges,
-                                       .to = m->scratch.packed_o};
+                                       .to = packed(m, m->scratch.packed_o, s->bucket->rows)};
     cudaError_t error = cuda_attend(&m->cache, &attend, &s->step, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_ATTEND);
     return error;
@@ -111,14 +120,15 @@ static cudaError_t project(const struct at_step *s, const struct cuda_op *op)
 {
     struct infer_backend_model *m = s->m;
     bool from_o = op->op->as.project.from == INFER_VALUE_O;
-    const struct cuda_product product = {.w = *op->w[0],
-                                         .x = from_o ? m->scratch.packed_o : m->scratch.packed_t,
-                                         .n_rows = s->bucket->rows,
-                                         .finish = CUDA_ADD,
-                                         .scale = 1,
-                                         .bias = op->bias[0],
-                                         .to = m->scratch.x,
-                                         .stride = m->x_stride};
+    const struct cuda_product product = {
+        .w = *op->w[0],
+        .x = packed(m, from_o ? m->scratch.packed_o : m->scratch.packed_t, s->bucket->rows),
+        .n_rows = s->bucket->rows,
+        .finish = CUDA_ADD,
+        .scale = 1,
+        .bias = op->bias[0],
+        .to = m->scratch.x,
+        .stride = m->x_stride};
     cudaError_t error = cuda_multiply(&product, 1, m->stream);
     cuda_profile_mark(m, from_o ? CUDA_PHASE_PROJECT_O : CUDA_PHASE_PROJECT_T);
     return error;
@@ -131,12 +141,12 @@ static cudaError_t feed_forward(const struct at_step *s, const struct cuda_op *o
     const uint32_t activation = op->op->as.ffn.activation;
     struct cuda_product products[2] = {{.w = *op->w[0],
                                         .v = *op->w[1],
-                                        .x = c->packed_x,
+                                        .x = packed(m, c->packed_x, s->bucket->rows),
                                         .n_rows = s->bucket->rows,
                                         .finish = CUDA_GATED,
                                         .activation = activation,
                                         .scale = 1,
-                                        .gated = c->packed_t}};
+                                        .gated = packed(m, c->packed_t, s->bucket->rows)}};
     cudaError_t error = pack(s, op, NULL, s->bucket->rows);
     if (error != cudaSuccess)
         return error;
@@ -152,7 +162,7 @@ static cudaError_t feed_forward(const struct at_step *s, const struct cuda_op *o
         error = cuda_multiply(products, 2, m->stream);
         if (error == cudaSuccess)
             error = cuda_pack_gated(c->gate, c->up, m->t_stride, s->bucket->rows, activation,
-                                    &c->packed_t, m->stream);
+                                    &products[0].gated, m->stream);
     }
     cuda_profile_mark(m, CUDA_PHASE_GATED);
     return error;
@@ -194,7 +204,7 @@ static cudaError_t head_block(const struct at_step *s, const struct cuda_op *op,
     const uint32_t rows = cuda_head_rows(s->bucket), first = block * CUDA_HEAD_OUTPUTS;
     const uint32_t rest = s->bucket->outputs - first;
     const struct cuda_product product = {.w = *op->w[0],
-                                         .x = m->scratch.packed_x,
+                                         .x = packed(m, m->scratch.packed_x, rows),
                                          .n_rows = rows,
                                          .finish = CUDA_STORE,
                                          .scale = op->op->as.head.scale,

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include "cuda/cuda.h"
+#include "kernel/cuda_packed.h"
 #include "ref/cache.h"
 #include "ref/ops.h"
 #include "ref/quant.h"
@@ -145,7 +146,7 @@ struct rig {
     struct cuda_piece *d_pieces;
     struct cuda_merge *d_merges;
     struct cuda_packed packed;
-    size_t values_bytes, sums_bytes;
+    size_t values_bytes;
     uint32_t n_merges, n_wide; /* that there have been: rows in several pieces, wide pieces */
 };
 
@@ -197,22 +198,19 @@ static inline void take_device(struct rig *r)
     r->d_seqs = device_take(sizeof(struct cuda_seq) * SEQS_MAX);
     r->d_pieces = device_take(sizeof(struct cuda_piece) * PIECES_MAX);
     r->d_merges = device_take(sizeof(struct cuda_merge) * PIECES_MAX);
-    r->values_bytes = cuda_packed_values_bytes(ROWS_MAX, columns);
-    r->sums_bytes = cuda_packed_sums_bytes(ROWS_MAX, columns);
-    r->packed = (struct cuda_packed){.values = device_take(r->values_bytes),
-                                     .sums = device_take(r->sums_bytes),
-                                     .cols = columns,
-                                     .blocks = (columns + 63) / 64 * 2};
+    r->values_bytes = cuda_packed_bytes(ROWS_MAX, columns);
+    r->packed = (struct cuda_packed){
+        .values = device_take(r->values_bytes), .cols = columns, .blocks = (columns + 63) / 64 * 2};
     r->cache.pages = device_take(r->cache.page_bytes * PAGES);
     clear_pages(r);
 }
 
 static inline void give_device(struct rig *r)
 {
-    void *all[] = {r->d_inv_freq,  r->d_q_norm,   r->d_k_norm,   r->d_q,       r->d_k,
-                   r->d_v,         r->d_queries,  r->d_partials, r->d_row_seq, r->d_row_position,
-                   r->d_pages,     r->d_seqs,     r->d_pieces,   r->d_merges,  r->packed.values,
-                   r->packed.sums, r->cache.pages};
+    void *all[] = {r->d_inv_freq, r->d_q_norm,  r->d_k_norm,   r->d_q,       r->d_k,
+                   r->d_v,        r->d_queries, r->d_partials, r->d_row_seq, r->d_row_position,
+                   r->d_pages,    r->d_seqs,    r->d_pieces,   r->d_merges,  r->packed.values,
+                   r->cache.pages};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
         must(cudaFree(all[i]));
 }
@@ -425,54 +423,31 @@ static inline void write_rows(struct rig *r, struct step_host *h, const struct p
     h->n_rows = row;
 }
 
-static inline float sum_of(const uint16_t *values, const struct cuda_packed *p, uint32_t row,
-                           uint32_t c)
-{
-    float sum = 0;
-    for (uint32_t column = 16 * c; column < 16 * c + 16; column++) {
-        uint32_t in = column % 32, lane = 4 * (row % 8) + in % 16 / 4;
-        sum += ref_f16_to_f32(
-            values[((row / 8 * p->blocks + column / 32) * 32 + lane) * 8 + in / 16 * 4 + in % 4]);
-    }
-    return sum;
-}
-
-/* The packed rows back into the sequences; their padding and sums. */
+/* The packed rows back into the sequences; their padding. */
 static inline void read_rows(struct rig *r, const struct step_host *h)
 {
     const struct cuda_packed *p = &r->packed;
     uint16_t *values = malloc(r->values_bytes);
-    float *sums = malloc(r->sums_bytes);
     must(cudaMemcpy(values, p->values, r->values_bytes, cudaMemcpyDeviceToHost));
-    must(cudaMemcpy(sums, p->sums, r->sums_bytes, cudaMemcpyDeviceToHost));
     for (uint32_t row = 0; row < h->n_rows; row++) {
         if (h->row_seq[row] == UINT32_MAX)
             continue;
         uint32_t seq = (h->pages[h->seqs[h->row_seq[row]].first_page] - 1) % SEQS_MAX;
         uint16_t *to = r->seqs[seq].got + (size_t)h->row_position[row] * o_size(r);
         for (uint32_t column = 0; column < p->blocks * 32; column++) {
-            uint32_t in = column % 32, lane = 4 * (row % 8) + in % 16 / 4;
-            uint16_t v = values[((row / 8 * p->blocks + column / 32) * 32 + lane) * 8 +
-                                in / 16 * 4 + in % 4];
+            uint16_t v = values[packed_at(p, row, column)];
             if (column < o_size(r))
                 to[column] = v;
             else
                 assert_int_equal(v, 0);
         }
-        for (uint32_t c = 0; c < p->blocks * 2; c++) {
-            float want = sum_of(values, p, row, c),
-                  got = sums[(row / 8 * 2 * p->blocks + c) * 8 + row % 8];
-            assert_memory_equal(&want, &got, sizeof want);
-        }
     }
     free(values);
-    free(sums);
 }
 
 static inline void poison(struct rig *r)
 {
     must(cudaMemset(r->packed.values, 0xff, r->values_bytes));
-    must(cudaMemset(r->packed.sums, 0xff, r->sums_bytes));
     must(cudaMemset(r->d_partials, 0xff, cuda_partial_bytes(&r->cache, PARTIALS)));
     must(cudaMemset(r->d_queries, 0xff,
                     sizeof(uint16_t) * ROWS_MAX * r->shape->n_heads * r->cache.dim_k));
@@ -493,6 +468,7 @@ static inline void run_kernels(struct rig *r, struct step_host *h)
     to_device(r->d_seqs, h->seqs, sizeof h->seqs);
     to_device(r->d_pieces, h->pieces, sizeof(struct cuda_piece) * h->n_pieces);
     to_device(r->d_merges, h->merges, sizeof(struct cuda_merge) * h->n_merges);
+    r->packed.tiles = cuda_packed_tiles(h->n_rows, CUDA_SHARED_9_0);
     const struct cuda_step step = {.row_seq = r->d_row_seq,
                                    .row_position = r->d_row_position,
                                    .seqs = r->d_seqs,

@@ -10,6 +10,7 @@
 
 #include "cuda/cuda.h"
 #include "kernel/cuda_memory.h"
+#include "kernel/cuda_packed.h"
 #include "ref/blocks.h"
 #include "ref/quant.h"
 
@@ -198,9 +199,9 @@ static void test_sizes(void **state)
 {
     assert_int_equal(cuda_format_of(9), CUDA_FORMATS);
     assert_int_equal(cuda_matrix_bytes(9, 16, 64), 0);
-    /* 2 tiles of 2 units, each 512 bytes of codes and 64 of scales. */
-    assert_int_equal(cuda_matrix_bytes(INFER_TYPE_Q4_0, 17, 96), 4 * (512 + 64));
-    assert_int_equal(cuda_matrix_bytes(INFER_TYPE_F16, 16, 64), 2048);
+    /* 2 bands of 2 units, each 4 tiles of 512 bytes of codes and 64 of scales. */
+    assert_int_equal(cuda_matrix_bytes(INFER_TYPE_Q4_0, 65, 96), 2 * 2 * 4 * (512 + 64));
+    assert_int_equal(cuda_matrix_bytes(INFER_TYPE_F16, 16, 64), 4 * 2048);
     /* The largest numbers of 32 bits do not overflow 64, and are not cut to fewer. */
     assert_true(cuda_matrix_bytes(INFER_TYPE_F16, UINT32_MAX, UINT32_MAX) > (size_t)1 << 63 ||
                 cuda_matrix_bytes(INFER_TYPE_F16, UINT32_MAX, UINT32_MAX) == 0);
@@ -233,14 +234,10 @@ static void test_mxfp4_range(void **state)
 
 /* ---- x --------------------------------------------------------------------------------------- */
 
-static size_t packed_at(uint32_t blocks, uint32_t n, uint32_t c)
+/* Enough in any order. */
+static size_t packed_bytes(uint32_t rows, uint32_t cols)
 {
-    uint32_t lane = n % 8 * 4 + c % 16 / 4;
-    return (((size_t)(n / 8) * blocks + c / 32) * 32 + lane) * 8 + c % 32 / 16 * 4 + c % 4;
-}
-static size_t sum_at(uint32_t blocks, uint32_t n, uint32_t c)
-{
-    return ((size_t)(n / 8) * 2 * blocks + c / 16) * 8 + n % 8;
+    return cuda_packed_bytes(rows > 128 ? rows : 128, cols);
 }
 
 /* Random halves of about `scale`, [rows][cols] as float. */
@@ -252,36 +249,21 @@ static float *halves_new(uint32_t rows, uint32_t cols, float scale)
     return x;
 }
 
-/* On the device, packed: rows that pad to a multiple of 8 are NaN, columns that pad are zero. */
-static struct cuda_packed pack(const float *x, uint32_t rows, uint32_t cols)
+/* On the device, packed: rows that pad are NaN, columns that pad are zero. */
+static struct cuda_packed pack(const float *x, uint32_t rows, uint32_t cols, uint32_t tiles)
 {
-    struct cuda_packed p = {.cols = cols, .blocks = (cols + 63) / 64 * 2};
-    size_t values_bytes = cuda_packed_values_bytes(rows, cols);
-    size_t sums_bytes = cuda_packed_sums_bytes(rows, cols);
-    uint16_t *values = malloc(values_bytes);
-    float *sums = malloc(sums_bytes);
-    assert_true(values && sums);
-    memset(values, 0xff, values_bytes);
-    memset(sums, 0xff, sums_bytes);
+    struct cuda_packed p = {.tiles = tiles, .cols = cols, .blocks = (cols + 63) / 64 * 2};
+    size_t bytes = packed_bytes(rows, cols);
+    uint16_t *values = malloc(bytes);
+    assert_non_null(values);
+    memset(values, 0xff, bytes);
     for (uint32_t n = 0; n < rows; n++) {
-        for (uint32_t c = 0; c < 32 * p.blocks; c++) {
-            float v = c < cols ? x[(size_t)n * cols + c] : 0;
-            values[packed_at(p.blocks, n, c)] = ref_f32_to_f16(v);
-            float *sum = &sums[sum_at(p.blocks, n, c)];
-            *sum = c % 16 ? *sum + v : v;
-        }
+        for (uint32_t c = 0; c < 32 * p.blocks; c++)
+            values[packed_at(&p, n, c)] = ref_f32_to_f16(c < cols ? x[(size_t)n * cols + c] : 0);
     }
-    p.values = to_device(values, values_bytes);
-    p.sums = to_device(sums, sums_bytes);
+    p.values = to_device(values, bytes);
     free(values);
-    free(sums);
     return p;
-}
-
-static void packed_free(struct cuda_packed *p)
-{
-    must(cudaFree(p->values));
-    must(cudaFree(p->sums));
 }
 
 /* ---- products -------------------------------------------------------------------------------- */
@@ -289,20 +271,33 @@ static void packed_free(struct cuda_packed *p)
 #define ROWS_MAX 130
 
 /* W x in double precision, and how far the device may be from it: that float32 rounds (or the
- * tensor cores cut, 2^-23) once per value of a step of 16 and once per group and segment, of sums
- * that are at most those of magnitudes; the device's own weights are the true ones. */
+ * tensor cores cut, 2^-23) once per value of a step of 16 and once per segment, of sums that are at
+ * most those of magnitudes. The device's own weights, rounded to half-precision, are the true ones;
+ * where they have a minimum cuda_matrix_read() has rounded them once before, to float32, which may
+ * make another half of them. */
 struct dot {
     double value, error;
 };
+
+/* Whether a number is within a few units of float32 of the middle between two halves. */
+static bool near_a_middle(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return (bits + 4) % 0x2000 - 0x1000 < 8 || fabsf(v) < 0x1p-14f;
+}
+
 static struct dot dot(const struct weights *w, uint32_t r, const float *x)
 {
     struct dot d = {0, 0};
     for (uint32_t c = 0; c < w->cols; c++) {
-        double kept = w->kept[(size_t)r * w->cols + c];
+        double kept = ref_f16_to_f32(ref_f32_to_f16(w->kept[(size_t)r * w->cols + c]));
+        double size = fabs(kept * (double)x[c]);
         d.value += kept * (double)x[c];
-        d.error += (fabs(kept) + 2 * (double)w->minimum) * fabs((double)x[c]);
+        d.error += size * 0x1p-23 * (40 + w->cols / 16.0);
+        if (w->minimum > 0 && near_a_middle(w->kept[(size_t)r * w->cols + c]))
+            d.error += size * 0x1p-10;
     }
-    d.error *= 0x1p-23 * (40 + w->cols / 16.0);
     return d;
 }
 
@@ -314,7 +309,8 @@ static struct dot dot_of_file(const struct weights *w, uint32_t r, const float *
     for (uint32_t c = 0; c < w->cols; c++) {
         double decoded = w->decoded[(size_t)r * w->cols + c];
         d.value += decoded * (double)x[c];
-        d.error += kept_error(w, decoded) * fabs((double)x[c]);
+        d.error +=
+            (kept_error(w, decoded) + fabs(decoded) * 0x1p-11 + 0x1p-25) * fabs((double)x[c]);
     }
     return d;
 }
@@ -327,43 +323,46 @@ struct product {
     const float *bias, *to; /* host */
 };
 
-/* What a run leaves: float32 [n][rows], or the packed values and sums. */
+/* What a run leaves: float32 [n][rows], or packed values. */
 struct result {
     float *to;
     uint16_t *values;
-    float *sums;
-    uint32_t blocks;
+    struct cuda_packed packed; /* how they lie */
 };
 
-static struct result run(const struct product *p, enum cuda_way way, uint32_t n)
+/* How x is packed and meets W. */
+struct way {
+    uint32_t tiles;
+    enum cuda_way way;
+};
+
+static struct result run(const struct product *p, struct way way, uint32_t n)
 {
     uint32_t rows = p->w->rows, cols = p->w->cols;
-    struct result ret = {.blocks = (rows + 63) / 64 * 2};
-    size_t values_bytes = cuda_packed_values_bytes(n, rows);
-    size_t sums_bytes = cuda_packed_sums_bytes(n, rows);
+    struct result ret = {
+        .packed = {.tiles = way.tiles, .cols = rows, .blocks = (rows + 63) / 64 * 2}};
+    size_t bytes = packed_bytes(n, rows);
     struct cuda_product product = {
         .w = p->w->device,
         .v = p->v ? p->v->device : (struct cuda_matrix){0},
-        .x = pack(p->x, n, cols),
+        .x = pack(p->x, n, cols, way.tiles),
         .n_rows = n,
         .finish = p->finish,
         .activation = p->activation,
         .scale = p->scale,
         .stride = rows,
-        .gated = {.cols = rows, .blocks = ret.blocks},
+        .gated = ret.packed,
     };
     float *bias = p->bias ? to_device(p->bias, rows * sizeof *bias) : NULL;
     product.bias = bias;
     product.to = to_device(p->finish == CUDA_ADD ? p->to : NULL, (size_t)n * rows * sizeof(float));
-    product.gated.values = to_device(NULL, values_bytes);
-    product.gated.sums = to_device(NULL, sums_bytes);
-    must(cuda_multiply_by(way, &product, 1, 0));
+    product.gated.values = to_device(NULL, bytes);
+    must(cuda_multiply_by(way.way, &product, 1, 0));
     ret.to = from_device(product.to, (size_t)n * rows * sizeof(float));
-    ret.values = from_device(product.gated.values, values_bytes);
-    ret.sums = from_device(product.gated.sums, sums_bytes);
+    ret.values = from_device(product.gated.values, bytes);
     must(cudaFree(product.to));
-    packed_free(&product.x);
-    packed_free(&product.gated);
+    must(cudaFree(product.x.values));
+    must(cudaFree(product.gated.values));
     must(cudaFree(bias));
     return ret;
 }
@@ -372,7 +371,6 @@ static void result_free(struct result *r)
 {
     free(r->to);
     free(r->values);
-    free(r->sums);
 }
 
 static double activate(uint32_t activation, double g)
@@ -413,23 +411,15 @@ static void check_gated(const struct product *p, const struct result *result, ui
     double y = activate(p->activation, gate.value);
     double error = 1.13 * gate.error * (fabs(up.value) + up.error) + fabs(y) * up.error +
                    fabs(y * up.value) * (0x1p-11 + 0x1p-19) + 0x1p-24;
-    uint16_t bits = result->values[packed_at(result->blocks, n, r)];
+    uint16_t bits = result->values[packed_at(&result->packed, n, r)];
     double expected = fmin(fmax(y * up.value, -65504), 65504); /* what half-precision has */
     near(p, n, r, (double)ref_f16_to_f32(bits), expected, error);
 }
 
-static void check_packed(const struct product *p, const struct result *result, uint32_t n)
+static void check_padding(const struct product *p, const struct result *result, uint32_t n)
 {
-    for (uint32_t c = 0; c < 32 * result->blocks; c += 16) {
-        float sum = 0;
-        for (uint32_t j = c; j < c + 16; j++) {
-            uint16_t bits = result->values[packed_at(result->blocks, n, j)];
-            if (j >= p->w->rows)
-                assert_int_equal(bits & 0x7fff, 0);
-            sum += ref_f16_to_f32(bits);
-        }
-        assert_true(result->sums[sum_at(result->blocks, n, c)] == sum);
-    }
+    for (uint32_t c = p->w->rows; c < 32 * result->packed.blocks; c++)
+        assert_int_equal(result->values[packed_at(&result->packed, n, c)] & 0x7fff, 0);
 }
 
 static void check(const struct product *p, const struct result *result, uint32_t n)
@@ -445,43 +435,43 @@ static void check(const struct product *p, const struct result *result, uint32_t
             check_one(p, result, i, r, dot_of_file(p->w, r, x));
         }
         if (p->finish == CUDA_GATED)
-            check_packed(p, result, i);
+            check_padding(p, result, i);
     }
 }
 
 /* Rows 0 .. n - 1 of both have the same bits. */
 static void same(const struct product *p, const struct result *a, const struct result *b,
-                 uint32_t n, enum cuda_way way)
+                 uint32_t n, struct way way)
 {
     bool equal = true;
     if (p->finish != CUDA_GATED) {
         equal = memcmp(a->to, b->to, (size_t)n * p->w->rows * sizeof *a->to) == 0;
     } else {
         for (uint32_t i = 0; i < n; i++) {
-            for (uint32_t c = 0; c < 32 * a->blocks; c++) {
-                size_t at = packed_at(a->blocks, i, c), sum = sum_at(a->blocks, i, c);
-                equal &= a->values[at] == b->values[at] &&
-                         memcmp(a->sums + sum, b->sums + sum, sizeof(float)) == 0;
-            }
+            for (uint32_t c = 0; c < p->w->rows; c++)
+                equal &= a->values[packed_at(&a->packed, i, c)] ==
+                         b->values[packed_at(&b->packed, i, c)];
         }
     }
     if (!equal)
-        fail_msg("%s, finish %u: %u rows, way %d: other bits than among %u rows",
-                 ref_type_name(p->w->type), p->finish, n, (int)way, ROWS_MAX);
+        fail_msg("%s, finish %u: %u rows, sets of %u tiles, way %d: other bits than among %u rows",
+                 ref_type_name(p->w->type), p->finish, n, way.tiles, (int)way.way, ROWS_MAX);
 }
 
 /* All rows at once are right, and any number of them by any way is the same. */
 static void sweep(const struct product *p)
 {
     static const struct {
-        enum cuda_way way;
+        struct way way;
         uint32_t n;
     } runs[] = {
-        {CUDA_FEW, 1},  {CUDA_FEW, 3},    {CUDA_FEW, 8},   {CUDA_FEW, 9},       {CUDA_FEW, 16},
-        {CUDA_DEEP, 1}, {CUDA_DEEP, 17},  {CUDA_DEEP, 32}, {CUDA_DEEP, 33},     {CUDA_DEEP, 64},
-        {CUDA_WIDE, 5}, {CUDA_DEEP, 130}, {CUDA_WIDE, 65}, {CUDA_FASTEST, 128},
+        {{0, CUDA_FASTEST}, 1},   {{0, CUDA_FASTEST}, 3},  {{0, CUDA_FASTEST}, 8},
+        {{0, CUDA_FASTEST}, 9},   {{0, CUDA_FASTEST}, 16}, {{4, CUDA_DEEP}, 1},
+        {{4, CUDA_WIDE}, 17},     {{4, CUDA_DEEP}, 32},    {{8, CUDA_DEEP}, 33},
+        {{8, CUDA_WIDE}, 64},     {{16, CUDA_WIDE}, 5},    {{16, CUDA_DEEP}, ROWS_MAX},
+        {{16, CUDA_FASTEST}, 65}, {{4, CUDA_WIDE}, 70},    {{4, CUDA_LEAN}, 40},
     };
-    struct result all = run(p, CUDA_WIDE, ROWS_MAX);
+    struct result all = run(p, (struct way){16, CUDA_WIDE}, ROWS_MAX);
     check(p, &all, ROWS_MAX);
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
         struct result some = run(p, runs[i].way, runs[i].n);
@@ -545,7 +535,7 @@ static void test_long_products(void **state)
         sweep_shape(one_of_each_format[i], 17, 7424, STORE);
 }
 
-/* 9 tiles, the last with 7 rows: more than a block of any kernel has. */
+/* 3 bands, the last with 7 rows: more than a block of any kernel has. */
 static void test_tall_products(void **state)
 {
     for (size_t i = 0; i < N_FORMATS; i++)
@@ -566,7 +556,8 @@ static void test_together(void **state)
     for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
         uint32_t n = counts[k];
         struct cuda_product products[3];
-        struct cuda_packed packed = pack(x, n, cols);
+        struct way way = {cuda_packed_tiles(n, CUDA_SHARED_9_0), CUDA_FASTEST};
+        struct cuda_packed packed = pack(x, n, cols, way.tiles);
         float *device_bias = to_device(bias, 24 * sizeof *bias);
         for (int i = 0; i < 3; i++) {
             products[i] = (struct cuda_product){.w = w[i].device, .x = packed, .n_rows = n};
@@ -580,16 +571,16 @@ static void test_together(void **state)
         for (int i = 0; i < 3; i++) {
             struct product p = {.w = &w[i], .x = x, .finish = CUDA_STORE, .scale = 1.0f};
             p.bias = i == 1 ? bias : NULL;
-            struct result alone = run(&p, CUDA_FASTEST, n);
+            struct result alone = run(&p, way, n);
             struct result together = {
                 .to = from_device(products[i].to, (size_t)n * rows[i] * sizeof(float))};
             check(&p, &together, n);
-            same(&p, &alone, &together, n, CUDA_FASTEST);
+            same(&p, &alone, &together, n, way);
             must(cudaFree(products[i].to));
             result_free(&alone);
             result_free(&together);
         }
-        packed_free(&packed);
+        must(cudaFree(packed.values));
         must(cudaFree(device_bias));
     }
     for (int i = 0; i < 3; i++)

@@ -18,6 +18,7 @@
 
 #include "ref/cache.h"
 #include "ref/quant.h"
+#include "ref/walk.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -55,130 +56,38 @@ static size_t pad16(size_t n)
 
 /* ---- the plan -------------------------------------------------------------------------------- */
 
-/* What open and estimate work on: the tables and all sizes. */
-static int check_tensor(struct infer_backend *b, const struct infer_plan *plan, uint32_t index,
-                        uint64_t cols, uint64_t rows, const char *what)
-{
-    if (index >= plan->n_tensors)
-        return cpu_fail(b, -EINVAL, "the plan names no tensor for %s", what);
-    const struct infer_tensor *t = &plan->tensors[index];
-    if (t->ne[0] != cols || t->n_rows != rows)
-        return cpu_fail(b, -EINVAL,
-                        "tensor %s is %" PRIu64 " x %" PRIu64 ", but %s needs %" PRIu64
-                        " x %" PRIu64,
-                        t->name, t->ne[0], t->n_rows, what, cols, rows);
-    uint32_t block = ref_block(t->type);
-    if (cpu_format_of(t->type) < 0 || !block)
-        return cpu_fail(b, -ENOTSUP, "tensor %s has type %" PRIu32 ", which is not known", t->name,
-                        t->type);
-    if (cols % block || t->row_bytes != ref_row_bytes(t->type, cols))
-        return cpu_fail(b, -EINVAL,
-                        "tensor %s has rows of %" PRIu64 " bytes for %" PRIu64 " values", t->name,
-                        t->row_bytes, cols);
-    return 0;
-}
+struct checker {
+    struct infer_backend *backend;
+    const struct infer_plan *plan;
+    struct cpu_tensor *tensors;
+};
 
-static int use(struct infer_backend *b, const struct infer_plan *plan, struct cpu_tensor *tensors,
-               uint32_t index, uint64_t cols, uint64_t rows, uint32_t role, const char *what)
+/* A table that a product uses, too, is a matrix. */
+static int use(void *ctx, const struct ref_use *use)
 {
-    int r = check_tensor(b, plan, index, cols, rows, what);
-    if (r < 0)
-        return r;
-    struct cpu_tensor *t = &tensors[index];
-    bool vector = role == CPU_VECTOR || t->role == CPU_VECTOR;
-    if (vector && t->role != CPU_UNUSED && t->role != role)
-        return cpu_fail(b, -EINVAL, "tensor %s is used as a matrix and as a vector",
-                        plan->tensors[index].name);
+    const struct checker *c = ctx;
+    const struct infer_tensor *file = &c->plan->tensors[use->tensor];
+    struct cpu_tensor *t = &c->tensors[use->tensor];
+    const uint32_t role = use->vector                       ? CPU_VECTOR
+                          : use->op->kind == INFER_OP_EMBED ? CPU_TABLE
+                                                            : CPU_MATRIX;
+    if (cpu_format_of(file->type) < 0)
+        return cpu_fail(c->backend, -ENOTSUP, "tensor %s has type %" PRIu32 ", which is not known",
+                        file->name, file->type);
+    if ((use->vector || t->role == CPU_VECTOR) && t->role != CPU_UNUSED && t->role != role)
+        return cpu_fail(c->backend, -EINVAL, "tensor %s is used as a matrix and as a vector",
+                        file->name);
     if (role > t->role)
         t->role = role;
     if (t->role == CPU_MATRIX)
-        cpu_matrix_init(&t->matrix, plan->tensors[index].type, (uint32_t)rows, (uint32_t)cols);
+        cpu_matrix_init(&t->matrix, file->type, (uint32_t)use->rows, (uint32_t)use->cols);
     return 0;
 }
 
-/* A vector that may be NONE. */
-static int use_vector(struct infer_backend *b, const struct infer_plan *plan,
-                      struct cpu_tensor *tensors, uint32_t index, uint64_t n, bool needed,
-                      const char *what)
+static int refuse(void *ctx, int error, const char *why)
 {
-    if (index == INFER_TENSOR_NONE && !needed)
-        return 0;
-    return use(b, plan, tensors, index, n, 1, CPU_VECTOR, what);
-}
-
-static int use_qkv(struct infer_backend *b, const struct infer_plan *plan,
-                   struct cpu_tensor *tensors, const struct infer_op *op)
-{
-    const struct infer_shape *s = &plan->shape;
-    const uint64_t q = (uint64_t)s->n_heads * s->head_dim;
-    const uint64_t k = (uint64_t)s->n_kv_heads * s->head_dim;
-    const uint64_t v = (uint64_t)s->n_kv_heads * s->head_dim_v;
-    const struct {
-        uint32_t w, bias;
-        uint64_t rows;
-    } part[3] = {{op->as.qkv.wq, op->as.qkv.bq, q},
-                 {op->as.qkv.wk, op->as.qkv.bk, k},
-                 {op->as.qkv.wv, op->as.qkv.bv, v}};
-    int r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
-    for (int i = 0; i < 3 && r >= 0; i++) {
-        r = use(b, plan, tensors, part[i].w, s->n_embd, part[i].rows, CPU_MATRIX, "attention");
-        if (r >= 0)
-            r = use_vector(b, plan, tensors, part[i].bias, part[i].rows, false, "a bias");
-    }
-    if (r >= 0)
-        r = use_vector(b, plan, tensors, op->as.qkv.q_norm, s->head_dim, false, "a head norm");
-    if (r >= 0)
-        r = use_vector(b, plan, tensors, op->as.qkv.k_norm, s->head_dim, false, "a head norm");
-    return r;
-}
-
-static int use_op(struct infer_backend *b, const struct infer_plan *plan,
-                  struct cpu_tensor *tensors, const struct infer_op *op)
-{
-    const struct infer_shape *s = &plan->shape;
-    int r = 0;
-    switch (op->kind) {
-    case INFER_OP_EMBED:
-        return use(b, plan, tensors, op->as.embed.table, s->n_embd, s->n_vocab, CPU_TABLE,
-                   "the embedding");
-    case INFER_OP_QKV:
-    case INFER_OP_ATTEND:
-        if (op->layer >= s->n_layers)
-            return cpu_fail(b, -EINVAL, "the plan names layer %" PRIu32 " of %" PRIu32, op->layer,
-                            s->n_layers);
-        return op->kind == INFER_OP_QKV ? use_qkv(b, plan, tensors, op) : 0;
-    case INFER_OP_PROJECT: {
-        bool from_o = op->as.project.from == INFER_VALUE_O;
-        if (!from_o && op->as.project.from != INFER_VALUE_T)
-            return cpu_fail(b, -ENOTSUP, "a projection is of neither attention nor hidden layer");
-        uint64_t cols = from_o ? (uint64_t)s->n_heads * s->head_dim_v : s->n_ffn;
-        r = use(b, plan, tensors, op->as.project.w, cols, s->n_embd, CPU_MATRIX, "a projection");
-        if (r >= 0)
-            r = use_vector(b, plan, tensors, op->as.project.b, s->n_embd, false, "a bias");
-        return r;
-    }
-    case INFER_OP_FFN_GATED:
-        if (op->as.ffn.activation > INFER_ACT_GELU_TANH)
-            return cpu_fail(b, -ENOTSUP, "activation %" PRIu32 " is not known",
-                            op->as.ffn.activation);
-        r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
-        if (r >= 0)
-            r = use(b, plan, tensors, op->as.ffn.gate, s->n_embd, s->n_ffn, CPU_MATRIX, "a gate");
-        if (r >= 0)
-            r = use(b, plan, tensors, op->as.ffn.up, s->n_embd, s->n_ffn, CPU_MATRIX,
-                    "the hidden layer");
-        return r;
-    case INFER_OP_HEAD:
-        r = use_vector(b, plan, tensors, op->norm, s->n_embd, true, "a norm");
-        if (r >= 0)
-            r = use(b, plan, tensors, op->as.head.w, s->n_embd, s->n_vocab, CPU_MATRIX, "the head");
-        return r;
-    case INFER_OP_ALL_REDUCE: /* this plan is its only part */
-        return 0;
-    default:
-        return cpu_fail(b, -ENOTSUP, "the plan holds operation %" PRIu32 ", which is not known",
-                        op->kind);
-    }
+    const struct checker *c = ctx;
+    return cpu_fail(c->backend, error, "%s", why);
 }
 
 static int check_cache(struct infer_backend *b, uint32_t type, uint32_t dim)
@@ -476,8 +385,9 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     m->tensors = place(&out, plan->n_tensors, sizeof *m->tensors);
     m->slices = place(&out, plan->n_tensors, b->pool->n_nodes * sizeof *m->slices);
     m->ops = place(&out, plan->n_ops, sizeof *m->ops);
-    for (uint32_t i = 0; i < plan->n_ops && r >= 0; i++)
-        r = use_op(b, plan, m->tensors, &plan->ops[i]);
+    struct checker checker = {b, plan, m->tensors};
+    const struct ref_walk walk = {&checker, use, refuse};
+    r = ref_walk(plan, &walk);
     if (r < 0) {
         give(b, &tables);
         return r;

@@ -10,6 +10,7 @@
 #include "cuda/model.h"
 
 #include "ref/quant.h"
+#include "ref/walk.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -25,137 +26,25 @@ struct checker {
     struct cuda_tensor *tensors;
 };
 
-static int check_tensor(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows,
-                        const char *what)
+static int use(void *ctx, const struct ref_use *use)
 {
-    if (index >= c->plan->n_tensors)
-        return cuda_fail(-EINVAL, "the plan names no tensor for %s", what);
-    const struct infer_tensor *t = &c->plan->tensors[index];
-    if (t->ne[0] != cols || t->n_rows != rows)
-        return cuda_fail(-EINVAL,
-                         "tensor %.64s is %" PRIu64 " x %" PRIu64 ", but %s needs %" PRIu64
-                         " x %" PRIu64,
-                         t->name, t->ne[0], t->n_rows, what, cols, rows);
-    uint32_t block = ref_block(t->type);
-    if (!block || cuda_format_of(t->type) >= CUDA_FORMATS)
-        return cuda_fail(-ENOTSUP, "tensor %.64s has type %" PRIu32 ", which is not known", t->name,
-                         t->type);
-    if (cols % block || t->row_bytes != ref_row_bytes(t->type, cols))
-        return cuda_fail(-EINVAL,
-                         "tensor %.64s has rows of %" PRIu64 " bytes for %" PRIu64 " values",
-                         t->name, t->row_bytes, cols);
-    return 0;
-}
-
-static int use(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows, uint32_t role,
-               const char *what)
-{
-    int r = check_tensor(c, index, cols, rows, what);
-    if (r < 0)
-        return r;
-    struct cuda_tensor *t = &c->tensors[index];
+    const struct checker *c = ctx;
+    const struct infer_tensor *file = &c->plan->tensors[use->tensor];
+    struct cuda_tensor *t = &c->tensors[use->tensor];
+    const uint32_t role = use->vector ? CUDA_VECTOR : CUDA_MATRIX;
+    if (cuda_format_of(file->type) >= CUDA_FORMATS)
+        return cuda_fail(-ENOTSUP, "tensor %.64s has type %" PRIu32 ", which is not known",
+                         file->name, file->type);
     if (t->role != CUDA_UNUSED && t->role != role)
-        return cuda_fail(-EINVAL, "tensor %.64s is used as a matrix and as a vector",
-                         c->plan->tensors[index].name);
+        return cuda_fail(-EINVAL, "tensor %.64s is used as a matrix and as a vector", file->name);
     t->role = role;
     return 0;
 }
 
-static int use_matrix(const struct checker *c, uint32_t index, uint64_t cols, uint64_t rows,
-                      const char *what)
+static int refuse(void *ctx, int error, const char *why)
 {
-    return use(c, index, cols, rows, CUDA_MATRIX, what);
-}
-
-static int use_vector(const struct checker *c, uint32_t index, uint64_t n, const char *what)
-{
-    return use(c, index, n, 1, CUDA_VECTOR, what);
-}
-
-static int use_optional(const struct checker *c, uint32_t index, uint64_t n, const char *what)
-{
-    return index == INFER_TENSOR_NONE ? 0 : use_vector(c, index, n, what);
-}
-
-/* ---- operations ------------------------------------------------------------------------------ */
-
-static int check_qkv(const struct checker *c, const struct infer_op *op)
-{
-    const struct infer_shape *s = &c->plan->shape;
-    const uint64_t q = (uint64_t)s->n_heads * s->head_dim;
-    const uint64_t k = (uint64_t)s->n_kv_heads * s->head_dim;
-    const uint64_t v = (uint64_t)s->n_kv_heads * s->head_dim_v;
-    const struct {
-        uint32_t w, bias;
-        uint64_t rows;
-    } part[3] = {{op->as.qkv.wq, op->as.qkv.bq, q},
-                 {op->as.qkv.wk, op->as.qkv.bk, k},
-                 {op->as.qkv.wv, op->as.qkv.bv, v}};
-    int r = use_vector(c, op->norm, s->n_embd, "a norm");
-    for (int i = 0; i < 3 && r >= 0; i++) {
-        r = use_matrix(c, part[i].w, s->n_embd, part[i].rows, "attention");
-        if (r >= 0)
-            r = use_optional(c, part[i].bias, part[i].rows, "a bias");
-    }
-    if (r >= 0)
-        r = use_optional(c, op->as.qkv.q_norm, s->head_dim, "a head norm");
-    if (r >= 0)
-        r = use_optional(c, op->as.qkv.k_norm, s->head_dim, "a head norm");
-    return r;
-}
-
-static int check_project(const struct checker *c, const struct infer_op *op)
-{
-    const struct infer_shape *s = &c->plan->shape;
-    bool from_o = op->as.project.from == INFER_VALUE_O;
-    if (!from_o && op->as.project.from != INFER_VALUE_T)
-        return cuda_fail(-ENOTSUP, "a projection is of neither attention nor hidden layer");
-    uint64_t cols = from_o ? (uint64_t)s->n_heads * s->head_dim_v : s->n_ffn;
-    int r = use_matrix(c, op->as.project.w, cols, s->n_embd, "a projection");
-    if (r >= 0)
-        r = use_optional(c, op->as.project.b, s->n_embd, "a bias");
-    return r;
-}
-
-static int check_ffn(const struct checker *c, const struct infer_op *op)
-{
-    const struct infer_shape *s = &c->plan->shape;
-    if (op->as.ffn.activation > INFER_ACT_GELU_TANH)
-        return cuda_fail(-ENOTSUP, "activation %" PRIu32 " is not known", op->as.ffn.activation);
-    int r = use_vector(c, op->norm, s->n_embd, "a norm");
-    if (r >= 0)
-        r = use_matrix(c, op->as.ffn.gate, s->n_embd, s->n_ffn, "a gate");
-    if (r >= 0)
-        r = use_matrix(c, op->as.ffn.up, s->n_embd, s->n_ffn, "the hidden layer");
-    return r;
-}
-
-static int check_op(const struct checker *c, const struct infer_op *op)
-{
-    const struct infer_shape *s = &c->plan->shape;
-    int r;
-    if ((op->kind == INFER_OP_QKV || op->kind == INFER_OP_ATTEND) && op->layer >= s->n_layers)
-        return cuda_fail(-EINVAL, "the plan names layer %" PRIu32 " of %" PRIu32, op->layer,
-                         s->n_layers);
-    switch (op->kind) {
-    case INFER_OP_EMBED:
-        return use_matrix(c, op->as.embed.table, s->n_embd, s->n_vocab, "the embedding");
-    case INFER_OP_QKV:
-        return check_qkv(c, op);
-    case INFER_OP_PROJECT:
-        return check_project(c, op);
-    case INFER_OP_FFN_GATED:
-        return check_ffn(c, op);
-    case INFER_OP_HEAD:
-        r = use_vector(c, op->norm, s->n_embd, "a norm");
-        return r < 0 ? r : use_matrix(c, op->as.head.w, s->n_embd, s->n_vocab, "the head");
-    case INFER_OP_ATTEND:
-    case INFER_OP_ALL_REDUCE: /* this plan is its only part */
-        return 0;
-    default:
-        return cuda_fail(-ENOTSUP, "the plan holds operation %" PRIu32 ", which is not known",
-                         op->kind);
-    }
+    (void)ctx;
+    return cuda_fail(error, "%s", why);
 }
 
 /* Every ATTEND has a QKV of its own before it. */
@@ -207,11 +96,12 @@ static int check_shape(const struct infer_plan *plan, const struct infer_state_c
 int cuda_plan_check(const struct infer_plan *plan, const struct infer_state_config *state,
                     struct cuda_tensor *tensors)
 {
-    const struct checker c = {plan, tensors};
+    struct checker c = {plan, tensors};
+    const struct ref_walk walk = {&c, use, refuse};
     struct cuda_cache cache;
     int r = check_shape(plan, state);
-    for (uint32_t i = 0; i < plan->n_ops && r >= 0; i++)
-        r = check_op(&c, &plan->ops[i]);
+    if (r >= 0)
+        r = ref_walk(plan, &walk);
     if (r >= 0)
         r = check_order(plan);
     if (r >= 0 && cuda_cache_init(&cache, &plan->shape, state) < 0)

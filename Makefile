@@ -318,8 +318,9 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(B)/tests/kernel/test_cuda: | $(cuda_emulated_lib)
-$(B)/tests/gpu/kernel/test_cuda: $(O)/tests/kernel/test_cuda.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
+$(B)/tests/kernel/test_cuda $(B)/tests/kernel/test_parts: | $(cuda_emulated_lib)
+gpu_backend_tests := $(addprefix $(B)/tests/gpu/kernel/,test_cuda test_parts)
+$(gpu_backend_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) -lcmocka -lpthread -lm -ldl
@@ -380,7 +381,7 @@ sim: $(B)/tests/sim/sim
 	$(B)/tests/sim/sim $(SEED) $(SEEDS)
 
 # Where there is a GPU, and nvcc to build for it: the same tests on the real thing.
-gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(B)/tests/gpu/kernel/test_cuda)
+gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(gpu_backend_tests))
 check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
 

@@ -44,7 +44,7 @@
 extern "C" {
 #endif
 
-#define INFER_BACKEND_ABI    1u
+#define INFER_BACKEND_ABI    2u
 #define INFER_BACKEND_SYMBOL "infer_backend_v1"
 
 /* Tensor types: the ids of the ggml type table, as GGUF files carry them. */
@@ -160,7 +160,15 @@ struct infer_shape {
     float norm_eps;
 };
 
-/* Owned by the daemon, unchanged and alive until model_close(). */
+/* A whole model, or a part of one: the operations of one or more consecutive layers, with EMBED
+ * before the model's first and HEAD after its last. Parts run one after the other on backends of
+ * their own and hand the residual stream on: a plan that does not begin with EMBED takes x from the
+ * batch, one that does not end with HEAD leaves it there and has no outputs. A part counts its own
+ * layers, in shape.n_layers and from 0 in its operations, and its pages hold these alone; page ids,
+ * positions and everything else are the model's. EMBED stands nowhere but first and HEAD nowhere
+ * but last.
+ *
+ * Owned by the daemon, unchanged and alive until model_close(). */
 struct infer_plan {
     struct infer_shape shape;
     struct infer_rope rope;
@@ -229,9 +237,14 @@ struct infer_batch_output {
 
 struct infer_batch {
     uint32_t n_rows, n_seqs, n_outputs;
-    const int32_t *tokens; /* n_rows */
+    const int32_t *tokens; /* n_rows; also of a part that does not embed them */
     const struct infer_batch_seq *seqs;
     struct infer_batch_output *outputs;
+    /* Of a part of a model: the residual stream, [n_rows][n_embd] row by row without gaps, in the
+     * host's memory, float32 as it is between operations, so that a model in parts computes what
+     * the whole one would. The caller's; what a part takes it may write over, also when it fails.
+     * NULL where the plan is whole. */
+    float *x;
 };
 
 /* ---- what the daemon offers ------------------------------------------------------------------ */

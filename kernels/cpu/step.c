@@ -3,7 +3,8 @@
  * Every worker walks the same operations. Each is one or two sections (pool.h) whose items the
  * workers take as they come free, with a barrier after each section:
  *
- *   EMBED      rows: table row to x; angles of the row's position
+ *   EMBED      rows: table row to x; angles of the row's position; the same of a part of a model
+ *              that takes x from the batch instead
  *   QKV        [pack rows |] groups of weight rows: q, k, v | [rows: rotation, cache |]
  *   ATTEND     (sequence, kv head, 64 pairs)
  *   PROJECT    [pack rows |] groups of weight rows: x += W from
@@ -26,6 +27,7 @@
 
 #include "ref/cache.h"
 #include "ref/quant.h"
+#include "ref/walk.h"
 
 #include <errno.h>
 #include <math.h>
@@ -295,14 +297,28 @@ static void read_table(const struct infer_backend_model *m, const struct cpu_ten
     cpu_matrix_read(slice, row, ret);
 }
 
-static void embed(const struct at_work *w, const struct cpu_op *op)
+static void embed_row(const struct infer_backend_model *m, const struct infer_op *op,
+                      uint32_t token, float *x)
+{
+    const struct cpu_tensor *table = &m->tensors[op->as.embed.table];
+    const struct infer_tensor *file = &m->plan->tensors[op->as.embed.table];
+    const uint32_t n_embd = m->plan->shape.n_embd;
+    if (table->role == CPU_MATRIX)
+        read_table(m, table, token, x);
+    else
+        ref_decode_row(file->type, table->rows + file->row_bytes * token, x, n_embd);
+    if (op->as.embed.scale != 1.0f)
+        for (uint32_t i = 0; i < n_embd; i++)
+            x[i] *= op->as.embed.scale;
+}
+
+/* What a plan begins with: x of every row, and its angles. */
+static void enter(const struct at_work *w)
 {
     struct infer_backend_model *m = w->m;
     const struct infer_rope *rope = &m->plan->rope;
-    const struct cpu_tensor *table = &m->tensors[op->op->as.embed.table];
-    const struct infer_tensor *file = &m->plan->tensors[op->op->as.embed.table];
     const uint32_t half = rope->n_dims / 2, n_embd = m->plan->shape.n_embd;
-    const float scale = op->op->as.embed.scale;
+    const bool takes = ref_plan_takes_x(m->plan);
 
     cpu_section(w->worker);
     for (;;) {
@@ -313,19 +329,15 @@ static void embed(const struct at_work *w, const struct cpu_op *op)
             const struct infer_batch_seq *seq = &m->batch->seqs[m->row_seq[r]];
             float position = (float)(seq->position + (r - seq->first_row));
             float *x = m->x + m->x_stride * r;
-            uint32_t token = (uint32_t)m->batch->tokens[r];
             for (uint32_t i = 0; i < half; i++) {
                 float angle = position * rope->inv_freq[i];
                 m->cosine[(size_t)half * r + i] = cosf(angle) * rope->magnitude;
                 m->sine[(size_t)half * r + i] = sinf(angle) * rope->magnitude;
             }
-            if (table->role == CPU_MATRIX)
-                read_table(m, table, token, x);
+            if (takes)
+                memcpy(x, m->batch->x + (size_t)n_embd * r, n_embd * sizeof(float));
             else
-                ref_decode_row(file->type, table->rows + file->row_bytes * token, x, n_embd);
-            if (scale != 1.0f)
-                for (uint32_t i = 0; i < n_embd; i++)
-                    x[i] *= scale;
+                embed_row(m, m->plan->ops, (uint32_t)m->batch->tokens[r], x);
         }
     }
     cpu_barrier(w->worker);
@@ -587,12 +599,10 @@ static void run_worker(struct cpu_worker *worker, void *arg)
                               .n_workers = worker->pool->n_workers};
     const struct cpu_op *cache = NULL; /* the QKV whose keys a single row's attention caches */
 
+    enter(&w);
     for (uint32_t i = 0; i < m->plan->n_ops; i++) {
         const struct cpu_op *op = &m->ops[i];
         switch (op->op->kind) {
-        case INFER_OP_EMBED:
-            embed(&w, op);
-            break;
         case INFER_OP_QKV:
             qkv(&w, op);
             cache = op;
@@ -609,7 +619,7 @@ static void run_worker(struct cpu_worker *worker, void *arg)
         case INFER_OP_HEAD:
             head(&w, op);
             break;
-        default: /* ALL_REDUCE: this plan is its only part */
+        default: /* EMBED: done; ALL_REDUCE: the plan is not cut by heads */
             break;
         }
     }
@@ -649,7 +659,12 @@ int cpu_run(struct infer_backend_model *m, struct infer_batch *batch)
         batch->n_outputs > m->state.max_outputs)
         return cpu_fail(m->backend, -EIO, "a batch of %u rows, %u sequences and %u outputs",
                         batch->n_rows, batch->n_seqs, batch->n_outputs);
+    if (!ref_batch_fits(m->plan, batch))
+        return cpu_fail(m->backend, -EINVAL, "a part of a model without x, or with outputs");
     begin(m, batch);
     cpu_pool_run(m->backend->pool, run_worker, m);
+    const uint32_t n_embd = m->plan->shape.n_embd;
+    for (uint32_t r = 0; r < batch->n_rows && ref_plan_gives_x(m->plan); r++)
+        memcpy(batch->x + (size_t)n_embd * r, m->x + m->x_stride * r, n_embd * sizeof(float));
     return 0;
 }

@@ -11,6 +11,8 @@
  * them with 2,048 rows each 100 KB. Nothing is allocated. */
 #include "cuda/model.h"
 
+#include "ref/walk.h"
+
 #include <errno.h>
 #include <string.h>
 
@@ -160,6 +162,8 @@ int cuda_batch_check(const struct infer_backend_model *m, const struct infer_bat
     for (uint32_t i = 0; i < batch->n_outputs; i++)
         if (!output_fits(batch, i))
             return cuda_fail(-EINVAL, "output %u is not in order", i);
+    if (!ref_batch_fits(m->plan, batch))
+        return cuda_fail(-EINVAL, "a part of a model without x, or with outputs");
     return 0;
 }
 

@@ -5,6 +5,7 @@
  *   model.c         a plan laid out in device memory
  *   upload.c        rows of the file on their way there
  *   batch.c         a batch checked, and the numbers of a step that kernels read
+ *   stream.c        the residual stream of a part of a model, from and to the host
  *   step.c          the plan's operations as kernels
  *   graph.c         steps captured and replayed
  *   profile.c       where a step's time goes

@@ -157,7 +157,8 @@ static void place_scratch(struct infer_backend_model *m, struct places *p)
     place_packed(&c->packed_t, p, m->max_rows, s->n_ffn);
     c->logits = place(p, m->head_rows * m->logits_stride, sizeof(float));
     c->partials = place(p, 1, cuda_partial_bytes(&m->cache, m->max_partials));
-    c->sample = place(p, 1, cuda_sample_scratch_bytes(s->n_vocab, CUDA_HEAD_OUTPUTS));
+    c->sample = place(
+        p, 1, m->state.max_outputs ? cuda_sample_scratch_bytes(s->n_vocab, CUDA_HEAD_OUTPUTS) : 0);
     c->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *c->drawn);
     c->numbers = place(p, 1, m->numbers_bytes);
     c->stages = place(p, CUDA_STAGES, m->stage_bytes);
@@ -167,6 +168,7 @@ static void place_pinned(struct infer_backend_model *m, struct places *p)
 {
     m->numbers = place(p, 1, m->numbers_bytes);
     m->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *m->drawn);
+    m->x = place(p, 1, cuda_stream_bytes(m, m->max_rows));
     m->pieces = place(p, m->max_pieces, sizeof *m->pieces);
     m->merges = place(p, m->max_merges, sizeof *m->merges);
     uint8_t *stages = place(p, CUDA_STAGES, m->stage_bytes);

@@ -6,6 +6,7 @@
  *   upload.c    rows of the file on their way to the device
  *   batch.c     a batch checked and written down as the numbers that kernels read
  *   step.c      a batch run: the plan's operations as launches
+ *   stream.c    the residual stream of a part of a model, from and to the host
  *   graph.c     steps captured and replayed
  *   profile.c   where a step's time goes
  *   pages.c     pages outside of a step */
@@ -139,6 +140,7 @@ struct infer_backend_model {
     /* Pinned host memory. */
     uint8_t *numbers;
     struct cuda_drawn *drawn;
+    float *x; /* [max_rows][x_stride] where the plan takes or gives it, else NULL */
 
     /* The attention of the step that is being written; host memory. */
     struct cuda_piece *pieces; /* [max_pieces] */
@@ -224,6 +226,18 @@ cudaError_t cuda_step_launch(struct infer_backend_model *m, const struct cuda_bu
                              const struct infer_batch *batch);
 /* Runs a step of no sequence, so that the kernels are on the device before the first batch. */
 int cuda_step_warm(struct infer_backend_model *m);
+
+/* ---- stream.c -------------------------------------------------------------------------------- */
+
+/* Bytes of x for n rows as they cross; 0: the plan is a whole model. */
+size_t cuda_stream_bytes(const struct infer_backend_model *m, uint32_t n_rows);
+/* Before a step's launches and after them, on the model's stream; nothing where the plan does not
+ * take x, or give it. */
+cudaError_t cuda_stream_up(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                           const struct infer_batch *batch);
+cudaError_t cuda_stream_down(struct infer_backend_model *m, uint32_t n_rows);
+/* What has come down, once the stream has been waited for. */
+void cuda_stream_read(const struct infer_backend_model *m, struct infer_batch *batch);
 
 /* ---- graph.c --------------------------------------------------------------------------------- */
 

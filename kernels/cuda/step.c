@@ -9,6 +9,8 @@
  *   HEAD      per block of outputs: their rows normed and packed | logits | tokens
  *   results   one copy of tokens and log-probabilities; then the host waits
  *
+ * Of a part of a model x comes from the host before all this, or goes there after it (stream.c).
+ *
  * A bar is a kernel's end: eight or nine dependent kernels a layer. Each may start while the one
  * before it drains (device.cuh), so that its weights are on their way when x is ready. Steps of up
  * to CUDA_GRAPH_ROWS rows are captured (graph.c); larger ones keep the device busy for longer than
@@ -324,7 +326,11 @@ int cuda_run(struct infer_backend_model *m, struct infer_batch *batch)
     cudaError_t error =
         cudaMemcpyAsync(m->scratch.numbers, m->numbers, bytes, cudaMemcpyHostToDevice, m->stream);
     if (error == cudaSuccess)
+        error = cuda_stream_up(m, &bucket, batch);
+    if (error == cudaSuccess)
         error = launch(m, &bucket, batch);
+    if (error == cudaSuccess)
+        error = cuda_stream_down(m, batch->n_rows);
     if (error == cudaSuccess && batch->n_outputs)
         error = cudaMemcpyAsync(m->drawn, m->scratch.drawn, batch->n_outputs * sizeof *m->drawn,
                                 cudaMemcpyDeviceToHost, m->stream);
@@ -335,6 +341,7 @@ int cuda_run(struct infer_backend_model *m, struct infer_batch *batch)
         return r;
     cuda_profile_end(m, batch->n_rows);
     read_results(m, batch);
+    cuda_stream_read(m, batch);
     return 0;
 }
 

@@ -13,6 +13,9 @@
  * it: the log-probability of the token d ids further on (around the vocabulary's end) is
  * -0.5 - 0.25 * min(d, 100).
  *
+ * A part of a model makes nothing of x: what it leaves there is zeros. So of a model in parts the
+ * part with HEAD draws the same tokens as the whole would.
+ *
  * Options, all whole numbers (memory and devices are for the daemon's dealing with devices):
  *   delay_us=N       each run() takes at least N microseconds ...
  *   row_delay_us=N   ... and N more per row; up to SPIN_US in all by spinning, else by sleeping
@@ -33,6 +36,7 @@
  * run() allocates nothing, and reads no clock unless a delay is asked for. */
 #include "inferd/backend.h"
 #include "ref/options.h"
+#include "ref/walk.h"
 
 #include <errno.h>
 #include <math.h>
@@ -480,6 +484,10 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
         if (!store_rows(model, batch, &batch->seqs[i]))
             return fail(backend, -EINVAL, "sequence %u of the batch does not fit", i);
     }
+    if (!ref_batch_fits(model->plan, batch))
+        return fail(backend, -EINVAL, "a part of a model without x, or with outputs");
+    if (ref_plan_gives_x(model->plan) && batch->n_rows > 0)
+        memset(batch->x, 0, (size_t)batch->n_rows * model->plan->shape.n_embd * sizeof(float));
     for (uint32_t i = 0; i < batch->n_outputs; i++) {
         struct infer_batch_output *output = &batch->outputs[i];
         const struct infer_batch_seq *seq = seq_of(batch, output->row, &hint);

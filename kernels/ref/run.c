@@ -4,8 +4,10 @@
  * oracle is also what a faulty caller is tested against. Nothing is changed by a batch that fails
  * the check. Threads: one caller at a time. Allocates nothing. */
 #include "ref/ops.h"
+#include "ref/walk.h"
 
 #include <errno.h>
+#include <string.h>
 
 /* All rows of the sequence, and the pages for all of its positions, exist. */
 static bool seq_fits(const struct infer_backend_model *model, const struct infer_batch *batch,
@@ -50,6 +52,8 @@ static int batch_check(struct infer_backend_model *model, const struct infer_bat
             (batch->outputs[i].sample && batch->outputs[i].sampling == NULL))
             return ref_fail(backend, -EINVAL, "output %u is not in order", i);
     }
+    if (!ref_batch_fits(model->plan, batch))
+        return ref_fail(backend, -EINVAL, "a part of a model without x, or with outputs");
     return 0;
 }
 
@@ -58,7 +62,10 @@ int ref_run(struct infer_backend_model *model, struct infer_batch *batch)
     int error = batch_check(model, batch);
     if (error != 0)
         return error;
+    const size_t x_bytes = (size_t)batch->n_rows * model->plan->shape.n_embd * sizeof(float);
     ref_rope_table(model, batch);
+    if (ref_plan_takes_x(model->plan) && x_bytes > 0)
+        memcpy(model->scratch.x, batch->x, x_bytes);
     for (uint32_t i = 0; i < model->plan->n_ops; i++) {
         const struct infer_op *op = &model->plan->ops[i];
         switch (op->kind) {
@@ -84,5 +91,7 @@ int ref_run(struct infer_backend_model *model, struct infer_batch *batch)
             break;
         }
     }
+    if (ref_plan_gives_x(model->plan) && x_bytes > 0)
+        memcpy(batch->x, model->scratch.x, x_bytes);
     return 0;
 }

@@ -125,6 +125,9 @@ static int walk_op(const struct at_op *at)
     if ((op->kind == INFER_OP_QKV || op->kind == INFER_OP_ATTEND) && op->layer >= s->n_layers)
         return refuse(at->walk, -EINVAL, "an operation names layer %" PRIu32 " of %" PRIu32,
                       op->layer, s->n_layers);
+    if ((op->kind == INFER_OP_EMBED && op != at->plan->ops) ||
+        (op->kind == INFER_OP_HEAD && op != at->plan->ops + at->plan->n_ops - 1))
+        return refuse(at->walk, -EINVAL, "the plan embeds in its midst, or goes on after its head");
     switch (op->kind) {
     case INFER_OP_EMBED:
         return matrix(at, "embedding", op->as.embed.table, s->n_vocab, s->n_embd);

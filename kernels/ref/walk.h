@@ -33,6 +33,24 @@ struct ref_walk {
  * operation or a tensor type that backend.h does not have; or what a callback returned. */
 int ref_walk(const struct infer_plan *plan, const struct ref_walk *walk);
 
+/* Whether the plan is a part of a model that takes the residual stream from the batch, and whether
+ * it is one that leaves it there. */
+static inline bool ref_plan_takes_x(const struct infer_plan *plan)
+{
+    return plan->n_ops > 0 && plan->ops[0].kind != INFER_OP_EMBED;
+}
+static inline bool ref_plan_gives_x(const struct infer_plan *plan)
+{
+    return plan->n_ops > 0 && plan->ops[plan->n_ops - 1].kind != INFER_OP_HEAD;
+}
+/* Does the batch bring what a part needs: a place for x, and no outputs where there is no HEAD? */
+static inline bool ref_batch_fits(const struct infer_plan *plan, const struct infer_batch *batch)
+{
+    const bool gives = ref_plan_gives_x(plan);
+    return ((!ref_plan_takes_x(plan) && !gives) || batch->x != NULL || batch->n_rows == 0) &&
+           (!gives || batch->n_outputs == 0);
+}
+
 /* The same check of a tensor that no operation need use. */
 int ref_walk_tensor(const struct infer_plan *plan, const struct ref_walk *walk,
                     const struct ref_use *use);

@@ -24,7 +24,7 @@
 
 #include <cmocka.h>
 
-#define TENSORS_MAX 40u
+#define TENSORS_MAX 64u
 #define ROWS_MAX    160u
 #define PAGES_MAX   64u
 
@@ -296,12 +296,14 @@ struct part {
     float *logits; /* NULL: not wanted */
 };
 
-static inline void run_batch(struct loaded *l, const struct part *parts, uint32_t n_parts)
+/* On models that are parts of one, each handing x to the next. */
+static inline void run_chain(struct loaded *const *chain, uint32_t n_chain, float *x,
+                             const struct part *parts, uint32_t n_parts)
 {
     static int32_t tokens[ROWS_MAX];
     static struct infer_batch_output outputs[ROWS_MAX];
     struct infer_batch_seq seqs[8];
-    struct infer_batch batch = {.tokens = tokens, .seqs = seqs, .outputs = outputs};
+    struct infer_batch batch = {.tokens = tokens, .seqs = seqs, .outputs = outputs, .x = x};
     for (uint32_t i = 0; i < n_parts; i++) {
         const struct part *p = &parts[i];
         seqs[i] = (struct infer_batch_seq){.first_row = batch.n_rows,
@@ -314,14 +316,24 @@ static inline void run_batch(struct loaded *l, const struct part *parts, uint32_
                 outputs[batch.n_outputs++] = (struct infer_batch_output){
                     .row = batch.n_rows,
                     .target = -1,
-                    .logits = p->logits + (size_t)r * l->of->shape.n_vocab};
+                    .logits = p->logits + (size_t)r * chain[0]->of->shape.n_vocab};
             tokens[batch.n_rows++] = p->tokens[r];
         }
     }
     batch.n_seqs = n_parts;
-    int r = l->api->run(l->model, &batch);
-    if (r < 0)
-        fail_msg("run: %s", l->api->last_error(l->backend));
+    const uint32_t n_outputs = batch.n_outputs;
+    for (uint32_t i = 0; i < n_chain; i++) {
+        const struct loaded *l = chain[i];
+        batch.n_outputs = i + 1 < n_chain ? 0 : n_outputs;
+        int r = l->api->run(l->model, &batch);
+        if (r < 0)
+            fail_msg("run: %s", l->api->last_error(l->backend));
+    }
+}
+
+static inline void run_batch(struct loaded *l, const struct part *parts, uint32_t n_parts)
+{
+    run_chain(&l, 1, NULL, parts, n_parts);
 }
 
 static inline void level_or_skip(const char *options)
@@ -431,12 +443,12 @@ static inline void add_layer(struct model *m, const struct recipe *c, uint32_t l
     op[4].as.project.w = t + 8;
 }
 
-static inline void make_model(struct model *m, const struct recipe *c)
+static inline void make_model_of(struct model *m, const struct recipe *c, uint32_t n_layers)
 {
     uint32_t next = 2;
     memset(m, 0, sizeof *m);
     seed = 77;
-    m->shape = (struct infer_shape){.n_layers = 2,
+    m->shape = (struct infer_shape){.n_layers = n_layers,
                                     .n_embd = 256,
                                     .n_ffn = 256,
                                     .n_vocab = 75,
@@ -453,11 +465,16 @@ static inline void make_model(struct model *m, const struct recipe *c)
     add_tensor(m, 0, c->head_type, m->shape.n_embd, m->shape.n_vocab, 0);
     add_tensor(m, 1, INFER_TYPE_F32, m->shape.n_embd, 1, 1);
     m->ops[0] = (struct infer_op){.kind = INFER_OP_EMBED, .as.embed = {.table = 0, .scale = 3}};
-    for (uint32_t l = 0; l < 2; l++)
+    for (uint32_t l = 0; l < n_layers; l++)
         add_layer(m, c, l, &next);
-    m->ops[11] =
+    m->ops[1 + 5 * n_layers] =
         (struct infer_op){.kind = INFER_OP_HEAD, .norm = 1, .as.head = {.w = 0, .scale = 0.5f}};
-    finish_plan(m, 12);
+    finish_plan(m, 2 + 5 * n_layers);
+}
+
+static inline void make_model(struct model *m, const struct recipe *c)
+{
+    make_model_of(m, c, 2);
 }
 
 static inline double relative_error(const float *a, const float *b, size_t n)

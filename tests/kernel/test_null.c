@@ -62,7 +62,7 @@ static int step(struct session *s, int32_t previous, uint32_t position,
                 struct infer_batch_output *output)
 {
     struct infer_batch_seq seq = {0, 1, position, N_PAGES, pages};
-    struct infer_batch batch = {1, 1, 1, &previous, &seq, output};
+    struct infer_batch batch = {1, 1, 1, &previous, &seq, output, NULL};
     return s->api->run(s->model, &batch);
 }
 
@@ -111,7 +111,7 @@ static void batches_give_the_same_tokens(void **state)
         {.row = 2, .sample = 1, .target = -1, .sampling = &sampling[1]},
         {.row = 4, .sample = 1, .target = -1, .sampling = &sampling[1]},
     };
-    struct infer_batch batch = {5, 2, 3, tokens, seqs, outputs};
+    struct infer_batch batch = {5, 2, 3, tokens, seqs, outputs, NULL};
     session_init(&s, "");
     uint64_t takes = s.memory.takes;
     assert_int_equal(s.api->run(s.model, &batch), 0);
@@ -388,7 +388,7 @@ static void cached_rows_can_be_checked(void **state)
     const uint32_t left[N_PAGES] = {0, 2, 3};
     struct infer_batch_seq seq = {0, 1, 2 * PAGE_TOKENS, 3, left};
     int32_t token = 9;
-    struct infer_batch batch = {1, 1, 1, &token, &seq, &output};
+    struct infer_batch batch = {1, 1, 1, &token, &seq, &output, NULL};
     session_init(&s, "check_rows=1");
     assert_int_equal(step(&s, 7, 1, &output), -EINVAL);
     for (uint32_t i = 0; i < 3 * PAGE_TOKENS; i++)

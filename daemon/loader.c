@@ -10,6 +10,7 @@
 #include "base/siphash.h"
 #include "memory.h"
 #include "metrics.h"
+#include "model/cut.h"
 
 #include <errno.h>
 #include <malloc.h>
@@ -148,47 +149,6 @@ struct place {
     uint32_t part, layer;
 };
 
-static void use(struct place *places, uint32_t tensor, uint32_t layer)
-{
-    if (tensor != INFER_TENSOR_NONE && places[tensor].layer == UINT32_MAX)
-        places[tensor].layer = layer;
-}
-
-static void use_tensors(struct place *places, const struct infer_op *op, uint32_t layer)
-{
-    switch (op->kind) {
-    case INFER_OP_EMBED:
-        use(places, op->as.embed.table, layer);
-        break;
-    case INFER_OP_QKV:
-        use(places, op->norm, layer);
-        use(places, op->as.qkv.wq, layer);
-        use(places, op->as.qkv.wk, layer);
-        use(places, op->as.qkv.wv, layer);
-        use(places, op->as.qkv.bq, layer);
-        use(places, op->as.qkv.bk, layer);
-        use(places, op->as.qkv.bv, layer);
-        use(places, op->as.qkv.q_norm, layer);
-        use(places, op->as.qkv.k_norm, layer);
-        break;
-    case INFER_OP_PROJECT:
-        use(places, op->as.project.w, layer);
-        use(places, op->as.project.b, layer);
-        break;
-    case INFER_OP_FFN_GATED:
-        use(places, op->norm, layer);
-        use(places, op->as.ffn.gate, layer);
-        use(places, op->as.ffn.up, layer);
-        break;
-    case INFER_OP_HEAD:
-        use(places, op->norm, layer);
-        use(places, op->as.head.w, layer);
-        break;
-    default:
-        break;
-    }
-}
-
 static int compare_places(const void *a, const void *b)
 {
     const struct place *x = a, *y = b;
@@ -216,9 +176,12 @@ static void list_extents(const struct gguf *g, const struct plan *plan, struct p
                                    .layer = UINT32_MAX};
     }
     for (uint32_t i = 0; i < plan->backend.n_ops; i++) {
-        const struct infer_op *op = &plan->backend.ops[i];
-        layer += op->kind == INFER_OP_QKV || op->kind == INFER_OP_HEAD;
-        use_tensors(places, op, layer);
+        struct infer_op op = plan->backend.ops[i];
+        uint32_t *named[PLAN_OP_TENSORS];
+        layer += op.kind == INFER_OP_QKV || op.kind == INFER_OP_HEAD;
+        for (uint32_t k = plan_op_tensors(&op, named); k > 0; k--)
+            if (*named[k - 1] != INFER_TENSOR_NONE && places[*named[k - 1]].layer == UINT32_MAX)
+                places[*named[k - 1]].layer = layer;
     }
     qsort(places, n, sizeof *places, compare_places);
     for (uint32_t i = 0; i < n; i++)

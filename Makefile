@@ -318,7 +318,7 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(B)/tests/kernel/test_cuda $(B)/tests/kernel/test_parts: | $(cuda_emulated_lib)
+$(B)/tests/kernel/test_cuda $(B)/tests/kernel/test_parts $(B)/tests/golden/test_greedy: | $(cuda_emulated_lib)
 gpu_backend_tests := $(addprefix $(B)/tests/gpu/kernel/,test_cuda test_parts)
 $(gpu_backend_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)

@@ -150,7 +150,7 @@ static int open_backend(struct backend *b, const char *options, const struct inf
 int backend_load_from(const char *folder, const char *name, const char *options,
                       const struct infer_host *host, struct backend *ret, struct report *report)
 {
-    struct backend b = {0};
+    struct backend b = {.host = host};
     int r = check_name(name, report);
     if (r < 0)
         return r;

@@ -14,6 +14,7 @@
 struct backend {
     const struct infer_backend_api *api;
     struct infer_backend *instance;
+    const struct infer_host *host; /* that it was opened with */
     void *handle;
     char path[PATH_MAX];
 };

@@ -32,6 +32,8 @@
 #define CONFIG_SETTINGS_MAX   64u /* rows of the table */
 #define CONFIG_USER_KEYS_MAX  8u  /* of a section [user ...] */
 #define CONFIG_NEWCOMERS_NONE UINT32_MAX
+#define CONFIG_LAYERS_AUTO    0u
+#define CONFIG_LAYERS_ALL     UINT32_MAX
 #define CONFIG_SECONDS_MAX    (30u * 86400u)
 
 enum config_action {
@@ -55,6 +57,7 @@ struct config_model {
     char name[INFER_MODEL_NAME_MAX]; /* unique, [A-Za-z0-9._-] */
     const char *path;
     const char *device;
+    uint32_t device_layers;
     uint32_t n_context, parallel;
     uint64_t state_memory_bytes;
     uint32_t k_type, v_type;
@@ -90,6 +93,7 @@ struct config {
     const char *backend;                    /* "auto" */
     const char *backend_options;            /* "" */
     const char *model_device;               /* "auto" */
+    uint32_t device_layers;                 /* CONFIG_LAYERS_AUTO, _ALL or a number */
     uint32_t threads;                       /* 0: as the machine has cores */
     uint32_t n_context;                     /* 0: the model's own */
     uint32_t parallel;

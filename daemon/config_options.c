@@ -34,6 +34,9 @@ static const struct config_choice huge_pages[] = {{"auto", MEMORY_HUGE_AUTO},
 static const struct config_choice newcomers[] = {
     {"none", CONFIG_NEWCOMERS_NONE}, {"default", 0}, {NULL, 0}};
 
+static const struct config_choice layers[] = {
+    {"auto", CONFIG_LAYERS_AUTO}, {"all", CONFIG_LAYERS_ALL}, {NULL, 0}};
+
 #define BACKEND_LETTERS "abcdefghijklmnopqrstuvwxyz0123456789_-"
 #define DEVICE_LETTERS  BACKEND_LETTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZ:.,"
 #define AT(field)       .offset = offsetof(struct config, field)
@@ -71,6 +74,8 @@ const struct config_rule config_rules[] = {
      .help = "KEY=VALUE,... for the backend"},
     {"device", "NAME", KIND_WORD, EACH, AT(model_device), MODEL_AT(device), .letters = DEVICE_LETTERS,
      .what = "a device's name, such as auto or cuda:0", .fallback = "auto", .help = "what holds a model: auto, cpu or cuda:0"},
+    {"device-layers", "N", KIND_NUMBER, IN_DAEMON | IN_MODEL, AT(device_layers), MODEL_AT(device_layers), .min = 1, .max = 1024,
+     .choices = layers, .fallback = "auto", .help = "first layers of a model on a device, the rest on the processors"},
     {"threads", "N", KIND_NUMBER, BOTH, AT(threads), .max = CONFIG_THREADS_MAX, .fallback = "0",
      .remark = "one per fast core", .help = "computing threads"},
     {"huge-pages", "KIND", KIND_CHOICE, BOTH | ONLY_SERVES, AT(huge_pages), .choices = huge_pages, .fallback = "auto",

@@ -32,6 +32,10 @@ static void describe_loaded(const struct engine_model *m, struct infer_model *re
     struct kv_config pages = {.n_pages = m->state.n_pages, .page_tokens = m->state.page_tokens};
     ret->state_bytes = m->memory.page_bytes * m->state.n_pages + kv_pool_bytes(&pages);
     ret->scratch_bytes = m->memory.scratch_bytes;
+    ret->device_layers = m->n_first;
+    ret->rest_weights_bytes = m->rest.weights_bytes;
+    ret->rest_state_bytes = m->rest.page_bytes * m->state.n_pages;
+    ret->rest_scratch_bytes = m->rest.scratch_bytes;
     ret->bos = tokenizer_bos(m->tokenizer);
     ret->eos = tokenizer_eos(m->tokenizer);
     ret->add_bos = tokenizer_add_bos(m->tokenizer);

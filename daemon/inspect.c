@@ -35,8 +35,7 @@ static bool estimate(const struct config *config, const struct gguf *g,
                                              .parallel = config->parallel,
                                              .state_memory = config->state_memory_bytes,
                                              .k_type = config->k_type,
-                                             .v_type = config->v_type,
-                                             .memory_available = UINT64_MAX};
+                                             .v_type = config->v_type};
             ok = loader_estimate(plan, &backend, &options, ret_state, ret, NULL) == 0;
             backend_unload(&backend);
         }

@@ -3,11 +3,16 @@
  * The rule for sequence state. What is wanted is `parallel` sequences of the full context. Unless
  * --state-memory says otherwise it may take a quarter of the memory that is left beside weights and
  * scratch: state is address space until it is used, but a promise of pages that are not there would
- * end in the kernel's out-of-memory killer. One sequence of STATE_TOKENS_MIN tokens must fit. */
+ * end in the kernel's out-of-memory killer. One sequence of STATE_TOKENS_MIN tokens must fit.
+ *
+ * Of a model on two backends the first, a device, gets as many first layers as leave room there for
+ * what is wanted, or, where no option asked for so much, for a share of its memory; if not even one
+ * layer does, as many as fit with one short sequence. What is free then takes more state. */
 #include "loader.h"
 
 #include "base/log.h"
 #include "base/siphash.h"
+#include "engine/split.h"
 #include "memory.h"
 #include "metrics.h"
 #include "model/cut.h"
@@ -28,13 +33,14 @@
 
 #define MIB(bytes) ((double)(bytes) / 1048576.0)
 
-static int backend_failed(const struct backend *b, int rc, const char *what, struct report *report)
+static int backend_failed(const struct infer_backend_api *api, struct infer_backend *backend,
+                          int rc, const char *what, struct report *report)
 {
     int code = rc == -ENOTSUP  ? INFER_E_MODEL_UNSUPPORTED
                : rc == -ENOMEM ? INFER_E_MODEL_TOO_LARGE
                                : INFER_E_BACKEND;
-    return report_fail(report, code, "the %s backend cannot %s: %s", b->api->name, what,
-                       b->api->last_error(b->instance));
+    return report_fail(report, code, "the %s backend cannot %s: %s", api->name, what,
+                       api->last_error(backend));
 }
 
 static uint32_t min_u32(uint64_t a, uint64_t b)
@@ -72,35 +78,53 @@ static int too_large(const struct infer_estimate *e, uint32_t least, uint64_t ha
                        MIB(least * e->page_bytes), MIB(have), MIB(need - have));
 }
 
-/* When it does not fit, MODEL_TOO_LARGE and the least state. */
-static int size_state(const struct plan *plan, const struct backend *backend,
-                      const struct loader_options *o, struct infer_state_config *ret_state,
-                      struct infer_estimate *ret_estimate, struct report *report)
+static struct infer_state_config state_config(const struct loader_options *o)
 {
-    uint32_t least = least_pages(plan, o);
-    struct infer_state_config state = {.page_tokens = PAGE_TOKENS,
+    return (struct infer_state_config){.page_tokens = PAGE_TOKENS,
                                        .n_pages = 1,
                                        .k_type = o->k_type,
                                        .v_type = o->v_type,
                                        .max_rows = INFER_STEP_ROWS_MAX,
                                        .max_seqs = INFER_STEP_SEQS_MAX,
                                        .max_outputs = INFER_STEP_ROWS_MAX};
+}
+
+static uint64_t most_pages(const struct plan *plan, const struct loader_options *o)
+{
+    return (uint64_t)pages_of(plan, o) * o->parallel;
+}
+
+static uint64_t divide(uint64_t bytes, uint64_t page_bytes)
+{
+    return bytes / (page_bytes != 0 ? page_bytes : 1);
+}
+
+static uint64_t fixed_bytes(const struct infer_estimate *e)
+{
+    return e->weights_bytes + e->scratch_bytes;
+}
+
+/* When it does not fit, MODEL_TOO_LARGE and the least state. */
+static int size_state(const struct plan *plan, const struct backend *backend, uint64_t have,
+                      const struct loader_options *o, struct infer_state_config *ret_state,
+                      struct infer_estimate *ret_estimate, struct report *report)
+{
+    uint32_t least = least_pages(plan, o);
+    struct infer_state_config state = state_config(o);
     struct infer_estimate e;
     int rc = backend->api->estimate(backend->instance, &plan->backend, &state, &e);
     if (rc < 0)
-        return backend_failed(backend, rc, "run this model", report);
+        return backend_failed(backend->api, backend->instance, rc, "run this model", report);
 
-    uint64_t fixed = e.weights_bytes + e.scratch_bytes, have = o->memory_available;
-    uint64_t pages = least;
+    uint64_t fixed = fixed_bytes(&e), pages = least;
     rc = fixed + least * e.page_bytes > have ? too_large(&e, least, have, report) : 0;
     if (rc == 0) {
         uint64_t room = o->state_memory != 0 ? o->state_memory : (have - fixed) / STATE_SHARE;
         if (room > have - fixed)
             room = have - fixed;
-        pages = room / (e.page_bytes ? e.page_bytes : 1);
-        uint64_t most = (uint64_t)pages_of(plan, o) * o->parallel;
-        if (o->state_memory == 0 && pages > most)
-            pages = most;
+        pages = divide(room, e.page_bytes);
+        if (o->state_memory == 0 && pages > most_pages(plan, o))
+            pages = most_pages(plan, o);
         if (pages < least)
             pages = least;
     }
@@ -114,7 +138,134 @@ int loader_estimate(const struct plan *plan, const struct backend *backend,
                     const struct loader_options *options, struct infer_state_config *ret_state,
                     struct infer_estimate *ret_estimate, struct report *report)
 {
-    return size_state(plan, backend, options, ret_state, ret_estimate, report);
+    return size_state(plan, backend, UINT64_MAX, options, ret_state, ret_estimate, report);
+}
+
+/* ---- two backends ---------------------------------------------------------------------------- */
+
+/* The model cut after n_first layers. */
+struct cut {
+    uint32_t n_first;
+    struct infer_backend *split;
+    struct infer_estimate e[2]; /* by side */
+};
+
+static void uncut(struct cut *cut)
+{
+    if (cut->split != NULL)
+        split_api.close(cut->split);
+    cut->split = NULL;
+}
+
+static int make_cut(const struct plan *plan, const struct loader_target *t,
+                    const struct loader_options *o, uint32_t n_first, struct cut *ret,
+                    struct report *report)
+{
+    const struct split_side sides[2] = {{t->backend->api, t->backend->instance},
+                                        {t->rest->api, t->rest->instance}};
+    const struct infer_state_config state = state_config(o);
+    uncut(ret);
+    ret->n_first = n_first;
+    int rc = split_new(&plan->backend, n_first, sides, t->rest->host, &ret->split);
+    if (rc < 0)
+        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for its two plans");
+    rc = split_estimate(ret->split, &state, ret->e);
+    return rc < 0 ? backend_failed(&split_api, ret->split, rc, "run this model", report) : 0;
+}
+
+/* Pages that are worth fewer layers in a device's memory: what was asked for, or what `parallel`
+ * sequences take, but of that no more than a share of the memory. */
+static uint64_t wanted_pages(const struct plan *plan, const struct loader_target *t,
+                             const struct loader_options *o, const struct cut *cut)
+{
+    uint64_t least = least_pages(plan, o), pages = most_pages(plan, o);
+    uint64_t share = divide(t->available / STATE_SHARE, cut->e[0].page_bytes);
+    if (o->state_memory != 0)
+        pages = divide(o->state_memory, cut->e[0].page_bytes + cut->e[1].page_bytes);
+    else if (pages > share)
+        pages = share;
+    return pages > least ? pages : least;
+}
+
+/* Whether the first layers have room on their device with so many pages. */
+static bool fits_first(const struct loader_target *t, const struct cut *cut, uint64_t pages)
+{
+    uint64_t bytes;
+    return !__builtin_mul_overflow(pages, cut->e[0].page_bytes, &bytes) &&
+           !__builtin_add_overflow(bytes, fixed_bytes(&cut->e[0]), &bytes) && bytes <= t->available;
+}
+
+/* The largest number of first layers that have room: with the pages that are wanted, else with the
+ * least. More layers take more, so it is searched by halves. The cut that *ret ends with is that
+ * one, or, when there is none, that of a single layer. */
+static int choose_cut(const struct plan *plan, const struct loader_target *t,
+                      const struct loader_options *o, struct cut *ret, struct report *report)
+{
+    uint32_t found = 0;
+    for (int wanted = 1; wanted >= 0 && found == 0; wanted--) {
+        uint32_t beyond = plan->backend.shape.n_layers; /* does not fit, or is all of it */
+        while (beyond - found > 1) {
+            uint32_t middle = found + (beyond - found) / 2;
+            int rc = make_cut(plan, t, o, middle, ret, report);
+            if (rc < 0)
+                return rc;
+            uint64_t pages = wanted ? wanted_pages(plan, t, o, ret) : least_pages(plan, o);
+            if (fits_first(t, ret, pages))
+                found = middle;
+            else
+                beyond = middle;
+        }
+    }
+    return make_cut(plan, t, o, found > 0 ? found : 1, ret, report);
+}
+
+/* Of the pages that are asked for as many as there is room for on both sides: on the device in all
+ * that its layers leave, on the host in a share of what is left, as ever. */
+static uint64_t pages_of_cut(const struct plan *plan, const struct loader_target *t,
+                             const struct loader_options *o, const struct cut *cut)
+{
+    uint64_t room = t->rest_available - fixed_bytes(&cut->e[1]);
+    uint64_t pages = most_pages(plan, o), least = least_pages(plan, o);
+    if (o->state_memory != 0)
+        pages = divide(o->state_memory, cut->e[0].page_bytes + cut->e[1].page_bytes);
+    else
+        room /= STATE_SHARE;
+    uint64_t first = divide(t->available - fixed_bytes(&cut->e[0]), cut->e[0].page_bytes);
+    uint64_t rest = divide(room, cut->e[1].page_bytes);
+    pages = pages < first ? pages : first;
+    pages = pages < rest ? pages : rest;
+    return pages > least ? pages : least;
+}
+
+static int side_too_large(const struct plan *plan, const struct loader_target *t,
+                          const struct cut *cut, uint32_t side, uint64_t need,
+                          struct report *report)
+{
+    const uint32_t n_layers = plan->backend.shape.n_layers;
+    if (side == 0)
+        return report_fail(report, INFER_E_MODEL_TOO_LARGE,
+                           "%u of its %u layers need %.0f MiB and %.0f MiB of memory are available",
+                           cut->n_first, n_layers, MIB(need), MIB(t->available));
+    return report_fail(report, INFER_E_MODEL_TOO_LARGE,
+                       "beside %u of its %u layers on a device the rest needs %.0f MiB of the "
+                       "host's memory and %.0f MiB are available",
+                       cut->n_first, n_layers, MIB(need), MIB(t->rest_available));
+}
+
+static int size_split(const struct plan *plan, const struct loader_target *t,
+                      const struct loader_options *o, struct cut *cut, uint32_t *ret_pages,
+                      struct report *report)
+{
+    const uint32_t least = least_pages(plan, o);
+    int rc = t->n_first != 0 ? make_cut(plan, t, o, t->n_first, cut, report)
+                             : choose_cut(plan, t, o, cut, report);
+    for (uint32_t i = 0; i < 2 && rc == 0; i++) {
+        uint64_t need = fixed_bytes(&cut->e[i]) + least * cut->e[i].page_bytes;
+        if (need > (i == 0 ? t->available : t->rest_available))
+            rc = side_too_large(plan, t, cut, i, need, report);
+    }
+    *ret_pages = rc == 0 ? min_u32(pages_of_cut(plan, t, o, cut), UINT32_MAX / PAGE_TOKENS) : least;
+    return rc;
 }
 
 /* ---- weights --------------------------------------------------------------------------------- */
@@ -212,8 +363,7 @@ static void count_stats(struct metrics_loads *to, const struct stream_stats *s)
 }
 
 static int stream_weights(const struct gguf *g, struct engine_model *m,
-                          const struct backend *backend, const struct loader_options *options,
-                          struct report *report)
+                          const struct loader_options *options, struct report *report)
 {
     uint32_t n = m->plan->backend.n_tensors;
     struct stream_extent *extents = calloc(n + 1u, sizeof *extents);
@@ -239,13 +389,12 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     }
     if (rc == -ECANCELED)
         return report_fail(report, INFER_E_CANCELLED, "loading it was cancelled");
-    return rc < 0 ? backend_failed(backend, rc, "take the weights", report) : 0;
+    return rc < 0 ? backend_failed(m->api, m->backend, rc, "take the weights", report) : 0;
 }
 
 /* ---- the whole ------------------------------------------------------------------------------- */
 
 struct load {
-    const struct backend *backend; /* that it was sized for last */
     struct loader_options options;
     char *path;
     struct gguf *gguf;
@@ -383,60 +532,111 @@ static uint64_t ledger_bytes(uint32_t n_pages)
     return kv_pool_bytes(&pages);
 }
 
-static void place_on(struct load *load, const struct backend *b)
+/* The model is that backend's from now on. */
+static void place_on(struct engine_model *m, const struct backend *b)
 {
-    struct engine_model *m = &load->model;
     struct infer_device device = {0};
-    load->backend = b;
+    if (m->owns_backend)
+        m->api->close(m->backend);
+    m->owns_backend = false;
+    m->n_first = 0;
+    m->rest = (struct infer_estimate){0};
     m->api = b->api;
     m->backend = b->instance;
     b->api->describe(b->instance, &device);
     snprintf(m->backend_name, sizeof m->backend_name, "%s: %.50s", b->api->name, device.name);
 }
 
-int loader_size(struct load *load, const struct backend *backend, uint64_t memory_available,
-                struct loader_need *ret, struct report *report)
+/* Or the cut's. */
+static void place_on_both(struct engine_model *m, const struct backend *first, struct cut *cut)
+{
+    const struct infer_estimate *e = cut->e;
+    place_on(m, first);
+    m->api = &split_api;
+    m->backend = cut->split;
+    m->owns_backend = true;
+    m->n_first = cut->n_first;
+    m->rest = e[1];
+    m->memory = (struct infer_estimate){.weights_bytes = e[0].weights_bytes + e[1].weights_bytes,
+                                        .page_bytes = e[0].page_bytes + e[1].page_bytes,
+                                        .scratch_bytes = e[0].scratch_bytes + e[1].scratch_bytes};
+    cut->split = NULL;
+}
+
+static int place(struct load *load, const struct loader_target *t, struct report *report)
 {
     struct engine_model *m = &load->model;
+    struct cut cut = {0};
+    uint32_t n_pages;
+    if (t->rest == NULL) {
+        place_on(m, t->backend);
+        return size_state(m->plan, t->backend, t->available, &load->options, &m->state, &m->memory,
+                          report);
+    }
+    int rc = size_split(m->plan, t, &load->options, &cut, &n_pages, report);
+    if (rc == 0 || rc == -INFER_E_MODEL_TOO_LARGE) {
+        place_on_both(m, t->backend, &cut);
+        m->state = state_config(&load->options);
+        m->state.n_pages = n_pages;
+    }
+    uncut(&cut);
+    return rc;
+}
+
+/* Bytes with so many pages on the first backend, or on the only one; and on the second. */
+static uint64_t first_bytes(const struct engine_model *m, uint64_t n_pages)
+{
+    return fixed_bytes(&m->memory) - fixed_bytes(&m->rest) +
+           (m->memory.page_bytes - m->rest.page_bytes) * n_pages;
+}
+
+static uint64_t rest_bytes(const struct engine_model *m, uint64_t n_pages)
+{
+    return fixed_bytes(&m->rest) + m->rest.page_bytes * n_pages;
+}
+
+int loader_size(struct load *load, const struct loader_target *target, struct loader_need *ret,
+                struct report *report)
+{
+    struct engine_model *m = &load->model;
+    const struct loader_options *o = &load->options;
     struct loader_need need = {.vocabulary = vocabulary_bytes(m),
                                .file_bytes = m->plan->file_bytes,
-                               .page_tokens = PAGE_TOKENS};
-    load->options.memory_available = memory_available;
-    place_on(load, backend);
-    int rc = size_state(m->plan, backend, &load->options, &m->state, &m->memory, report);
+                               .page_tokens = PAGE_TOKENS,
+                               .n_layers = m->plan->backend.shape.n_layers};
+    int rc = place(load, target, report);
     if (rc < 0 && rc != -INFER_E_MODEL_TOO_LARGE)
         return fail(load, rc, report);
+    const uint32_t n_pages = m->state.n_pages, least = least_pages(m->plan, o);
     need.weights = m->memory.weights_bytes;
     need.scratch = m->memory.scratch_bytes;
-    need.n_pages = m->state.n_pages;
-    need.on_backend = need.weights + need.scratch + m->memory.page_bytes * m->state.n_pages;
-    need.state = m->memory.page_bytes * m->state.n_pages + ledger_bytes(m->state.n_pages);
-    need.least =
-        need.weights + need.scratch + m->memory.page_bytes * least_pages(m->plan, &load->options);
-    m->n_context = min_u32((uint64_t)m->state.n_pages * m->state.page_tokens,
-                           wanted_context(m->plan, &load->options));
+    need.n_pages = n_pages;
+    need.n_first = m->n_first;
+    need.on_backend = first_bytes(m, n_pages);
+    need.on_rest = rest_bytes(m, n_pages);
+    need.state = m->memory.page_bytes * n_pages + ledger_bytes(n_pages);
+    need.least = first_bytes(m, least);
+    need.least_rest = rest_bytes(m, least);
+    m->n_context = min_u32((uint64_t)n_pages * PAGE_TOKENS, wanted_context(m->plan, o));
     need.n_context = m->n_context;
-    uint64_t fixed = need.weights + need.scratch;
-    uint64_t room = memory_available > fixed ? memory_available - fixed : 0;
-    if (load->options.state_memory > room)
-        need.missing = load->options.state_memory - room;
+    if (o->state_memory > m->memory.page_bytes * (n_pages + UINT64_C(1)))
+        need.missing = o->state_memory - m->memory.page_bytes * n_pages;
     *ret = need;
     return rc < 0 ? fail(load, rc, report) : 0;
 }
 
 static int open_on_backend(const struct gguf *g, struct engine_model *m,
-                           const struct backend *backend, const struct loader_options *options,
-                           struct report *report)
+                           const struct loader_options *options, struct report *report)
 {
-    int rc = backend->api->model_open(backend->instance, &m->plan->backend, &m->state, &m->weights);
+    int rc = m->api->model_open(m->backend, &m->plan->backend, &m->state, &m->weights);
     if (rc < 0)
-        return backend_failed(backend, rc, "open the model", report);
-    rc = stream_weights(g, m, backend, options, report);
+        return backend_failed(m->api, m->backend, rc, "open the model", report);
+    rc = stream_weights(g, m, options, report);
     if (rc < 0)
         return rc;
-    rc = backend->api->model_ready(m->weights);
+    rc = m->api->model_ready(m->weights);
     if (rc < 0)
-        return backend_failed(backend, rc, "make the model ready", report);
+        return backend_failed(m->api, m->backend, rc, "make the model ready", report);
     if (engine_model_init(m) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the page ledger");
     return 0;
@@ -447,7 +647,7 @@ int loader_fill(struct load *load, struct engine_model *ret, struct report *repo
     *ret = load->model; /* the page ledger keeps its address */
     load->model = (struct engine_model){0};
     memory_set_owner(load->options.owner);
-    int rc = open_on_backend(load->gguf, ret, load->backend, &load->options, report);
+    int rc = open_on_backend(load->gguf, ret, &load->options, report);
     if (rc < 0) {
         loader_close(ret, load->options.owner);
         rc = fail(load, rc, report);

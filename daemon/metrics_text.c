@@ -384,10 +384,10 @@ static void put_model_memory(struct text *t, const struct metrics_snapshot *s)
         sample(t, "inferd_model", "_info",
                LABELED({"model", m->name}, {"architecture", m->architecture},
                        {"description", m->description}, {"backend", m->backend},
-                       {"device", m->device}),
+                       {"device", m->device}, {"rest_device", m->rest_device}),
                "1");
     }
-    family(t, name, "gauge", "bytes", "Memory of a model, by purpose, on its device.");
+    family(t, name, "gauge", "bytes", "Memory of a model, by purpose, on all its devices.");
     for (uint32_t i = 0; i < s->n_models; i++) {
         const struct infer_model *m = &s->models[i].info;
         if (!is_loaded(m))

@@ -59,9 +59,11 @@ void models_tell(struct models *m, uint32_t index)
     about->pinned = e->options.pin;
     about->keep_alive_s = e->options.keep_alive_s;
     if (e->state == STATE_READY) {
+        const struct device *d = m->config.devices->device;
         about->vocabulary_bytes = e->need.vocabulary;
-        snprintf(about->device, sizeof about->device, "%s",
-                 m->config.devices->device[e->device].name);
+        snprintf(about->device, sizeof about->device, "%s", d[e->device].name);
+        if (e->rest != DEVICE_NONE)
+            snprintf(about->rest_device, sizeof about->rest_device, "%s", d[e->rest].name);
     }
     if (e->state == STATE_LOADING) {
         about->done_bytes = atomic_load(&e->done_bytes);
@@ -81,7 +83,7 @@ void models_finish_watches(struct models *m, uint32_t index, bool unloads,
             continue;
         }
         *at = w->next;
-        w->done(w, report, &e->need, e->available);
+        w->done(w, report, &e->need, models_available(e));
         at = &m->watches; /* done() may have changed the list */
     }
 }
@@ -350,6 +352,7 @@ static void configure_model(struct models *m, const struct config_model *from)
                                          .k_type = from->k_type,
                                          .v_type = from->v_type,
                                          .keep_alive_s = from->keep_alive_s,
+                                         .device_layers = from->device_layers,
                                          .pin = from->pin};
     set_device(&e->options, from->device);
     e->given = from->given;
@@ -422,6 +425,7 @@ void models_configure(struct models *m, const struct config *c)
                                           .state_bytes = c->state_memory_bytes,
                                           .k_type = c->k_type,
                                           .v_type = c->v_type,
+                                          .device_layers = c->device_layers,
                                           .keep_alive_s = c->keep_alive_s};
     set_device(&m->defaults, c->model_device);
     atomic_store(&m->limit_bytes, c->memory_limit_bytes);
@@ -465,7 +469,7 @@ static int preload_once(struct models *m, uint32_t index, bool *ret_again, struc
         return rc;
     struct models_place place = models_choose(m, index);
     if (place.how != PLACE_FILL) {
-        *report = m->fits[place.device].report;
+        *report = models_fit_of(m, &place)->report;
         return -report->code;
     }
     rc = models_fill(m, e, report);
@@ -549,6 +553,7 @@ static void complete_options(const struct models *m, const struct models_options
     *ret = *asked;
     if (asked->device[0] == '\0')
         set_device(ret, d->device);
+    ret->device_layers = d->device_layers;
     if (asked->n_context == 0)
         ret->n_context = d->n_context;
     if (asked->parallel == 0)

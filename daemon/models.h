@@ -18,8 +18,9 @@
  * else loading fails.
  *
  * Which device: each time that it is loaded, of those that its configuration allows the first with
- * a memory of its own that holds it, at once or after idle ones have left; else one that uses the
- * host's. A device that then refuses it after all is passed over.
+ * a memory of its own that holds it, at once or after idle ones have left; else the one that holds
+ * the most of its layers, while the rest is in the host's memory; else one that uses the host's
+ * alone. A device that then refuses it after all is passed over.
  *
  * The ledger: a model's weights and scratch as its backend took them, its pages and their ledger,
  * its vocabulary. What was taken goes back to the system when the model leaves.
@@ -54,6 +55,7 @@ struct models_config {
  */
 struct models_options {
     char device[DEVICE_NAME_MAX]; /* that device_is() */
+    uint32_t device_layers;       /* CONFIG_LAYERS_AUTO, _ALL or how many of its first */
     uint32_t n_context, parallel;
     uint64_t state_bytes;
     uint32_t k_type, v_type;

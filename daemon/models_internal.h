@@ -54,14 +54,16 @@ struct entry {
     uint64_t file_bytes; /* as far as known */
     uint64_t identity;
     struct loader_need need;
-    uint64_t available; /* when it was sized */
-    uint32_t device;    /* that it is on or is to be filled into; else DEVICE_NONE */
+    struct loader_target target; /* when it was sized */
+    uint32_t device;             /* that it is on or is to be filled into; else DEVICE_NONE */
+    uint32_t rest;               /* the same of what follows its first layers, in a split */
     uint64_t began_us, told_us, logged_us;
 
     /* With the loading thread while work is not NONE. */
     enum models_work work;
     char *opening; /* the path, and the options, of the load under way */
     char wanted[DEVICE_NAME_MAX];
+    uint32_t wanted_layers;
     uint32_t refused; /* devices, a bit each, that did not take it although there was room */
     struct loader_options load_options;
     struct entry *next_work;
@@ -80,7 +82,7 @@ struct models_fit {
     int rc;
     struct report report;
     struct loader_need need;
-    uint64_t available;
+    struct loader_target target;
 };
 
 struct models {
@@ -96,8 +98,10 @@ struct models {
     struct models_watch *watches;
     struct loop_watch *timer;
     uint64_t timer_us;
-    uint32_t current;                    /* index that loads, or NONE */
-    struct models_fit fits[DEVICES_MAX]; /* of the current one; the loading thread's, as its load */
+    uint32_t current; /* index that loads, or NONE */
+    /* Of the current one, by device: all of it there, and in a split; the loading thread's, as its
+     * load. */
+    struct models_fit fits[DEVICES_MAX], splits[DEVICES_MAX];
     uint32_t leaving_for; /* of those that make room for it: the one asked, or NONE */
     uint64_t next_order;
     bool stopping;
@@ -131,10 +135,18 @@ enum models_place_how { PLACE_FILL, PLACE_EVICT, PLACE_NOWHERE };
 struct models_place {
     enum models_place_how how;
     uint32_t device; /* also of NOWHERE: whose fit says why */
+    bool split;
     uint32_t victim; /* EVICT */
 };
-/* Event thread, after models_size(): where the entry goes; its need and device are set. */
+/* Event thread, after models_size(): where the entry goes; its need, target and device are set. */
 struct models_place models_choose(struct models *m, uint32_t index);
+const struct models_fit *models_fit_of(const struct models *m, const struct models_place *place);
+/* "cuda:0", or "cuda:0 (layers 0 to 21 of 32) and cpu". */
+#define MODELS_WHERE_MAX 128u
+const char *models_where(const struct models *m, const struct entry *e,
+                         char text[MODELS_WHERE_MAX]);
+/* Bytes there for it on all its devices, when it was sized. */
+uint64_t models_available(const struct entry *e);
 /* What the models that share the memory of the entry's device hold there, but for itself. */
 void models_held(const struct models *m, uint32_t index, uint64_t *ret_idle, uint64_t *ret_busy);
 /* The device that it was to go to has refused it; true: there are others to be asked. */

@@ -53,7 +53,8 @@ int models_begin_load(struct models *m, uint32_t index)
     e->opening = strdup(e->n_files > 0 ? e->label : e->path);
     memcpy(e->wanted, e->options.device, sizeof e->wanted);
     e->refused = 0;
-    e->device = DEVICE_NONE;
+    e->wanted_layers = e->options.device_layers;
+    e->device = e->rest = DEVICE_NONE;
     e->load_options = (struct loader_options){.n_context = e->options.n_context,
                                               .parallel = e->options.parallel,
                                               .state_memory = e->options.state_bytes,
@@ -77,12 +78,13 @@ int models_open_and_size(struct models *m, struct entry *e, struct report *repor
     return rc < 0 ? rc : models_size(m, e, report);
 }
 
-/* As it was sized: the same need, whatever has been taken or given meanwhile. */
+/* As it was sized: the same need, whatever has been taken or given meanwhile. What a split takes of
+ * the host's memory is in that ledger by itself. */
 int models_fill(struct models *m, struct entry *e, struct report *report)
 {
     uint32_t index = models_index(e);
     struct device *d = &m->config.devices->device[e->device];
-    int rc = loader_size(e->load, &d->backend, e->available, &e->need, report);
+    int rc = loader_size(e->load, &e->target, &e->need, report);
     if (rc < 0)
         return rc;
     if (d->memory != 0)
@@ -212,7 +214,7 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
     e->state = STATE_READY;
     e->fresh = false;
     e->report = (struct report){0};
-    const struct device *d = &m->config.devices->device[e->device];
+    char where[MODELS_WHERE_MAX];
     e->identity = loader_identity(e->load);
     e->file_bytes = e->need.file_bytes;
     atomic_fetch_add(&m->vocabulary_bytes, e->need.vocabulary);
@@ -225,7 +227,8 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
               "loaded on %s in %.0f ms",
               engine->name, engine->plan->description, MIB(engine->memory.weights_bytes),
               engine->n_context, engine->state.n_pages, (double)engine->memory.page_bytes / 1024.0,
-              MIB(engine->memory.scratch_bytes), d->name, (double)took_us / 1000.0);
+              MIB(engine->memory.scratch_bytes), models_where(m, e, where),
+              (double)took_us / 1000.0);
 }
 
 static void load_failed(struct models *m, uint32_t index, const struct report *report)
@@ -284,13 +287,14 @@ static void no_room(struct models *m, uint32_t index, const struct models_fit *f
 {
     struct entry *e = &m->entries[index];
     struct report report = fit->report; /* it is too large whoever leaves, or something else */
-    uint64_t idle, busy, missing = e->need.least > e->available ? e->need.least - e->available : 1;
+    uint64_t idle, busy, have = fit->target.available;
+    uint64_t missing = e->need.least > have ? e->need.least - have : 1;
     models_held(m, index, &idle, &busy);
-    if (fit->rc == -INFER_E_MODEL_TOO_LARGE && missing <= idle + busy)
+    if (fit->rc == -INFER_E_MODEL_TOO_LARGE && fit->target.rest == NULL && missing <= idle + busy)
         report_fail(&report, INFER_E_MODEL_NO_ROOM,
                     "%s needs %.0f MiB and %.0f MiB are available on %s; models without requests "
                     "hold %.0f MiB more, others that are in use or pinned %.0f MiB",
-                    e->name, MIB(e->need.least), MIB(e->available),
+                    e->name, MIB(e->need.least), MIB(have),
                     m->config.devices->device[e->device].name, MIB(idle), MIB(busy));
     load_failed(m, index, &report);
 }
@@ -366,13 +370,13 @@ static void place_load(struct models *m, uint32_t index)
     struct entry *e = &m->entries[index];
     struct models_place place = models_choose(m, index);
     if (index == MODELS_DRY) /* also when it fits: code 0 */
-        load_failed(m, index, &m->fits[place.device].report);
+        load_failed(m, index, &models_fit_of(m, &place)->report);
     else if (place.how == PLACE_FILL)
         start_work(m, e, WORK_FILL);
     else if (place.how == PLACE_EVICT)
         evict(m, index, place.victim); /* what was asked for comes before what is idle */
     else
-        no_room(m, index, &m->fits[place.device]);
+        no_room(m, index, models_fit_of(m, &place));
 }
 
 static void sized(struct models *m, struct entry *e)

@@ -2,14 +2,18 @@
  *
  * Devices come in question in two groups, one after the other: those with a memory of their own,
  * then those that use the host's, which share one. Within a group, in the order in which they
- * opened, a model goes
+ * opened, a model goes whole
  *
  *   1. where it fits with all the state that was asked for;
  *   2. where it fits with the least, after idle models have left for the rest, if there are any;
  *   3. where it fits once idle models have left.
  *
- * So an idle model leaves a GPU before one that is wanted goes to the processors; one that is in
- * use or pinned does not.
+ * Between the groups, where no device holds it whole, its first layers go to the device that takes
+ * the most of them, and the rest to the first that uses the host's memory (engine/split.h). The
+ * configuration may forbid that, or say how many layers, which are then all that go to a device.
+ *
+ * So an idle model leaves a GPU before one that is wanted, or some of its layers, go to the
+ * processors; one that is in use or pinned does not.
  *
  * The loading thread asks the backends (models_size), the event thread decides (models_choose),
  * since who is idle is its knowledge. */
@@ -19,6 +23,12 @@
 #include "topology.h"
 
 #include <errno.h>
+#include <stdio.h>
+
+/* What a split leaves free of a device's memory, one part in so many: it would fill it to the last
+ * layer, and a driver takes more later on, for kernels when they first run and for captured steps.
+ */
+#define RESERVE_SHARE 32u
 
 #define MIB(bytes) ((double)(bytes) / 1048576.0)
 
@@ -68,23 +78,80 @@ static void name_device(const struct device *d, struct report *report)
     report_fail(report, copy.code, "%.400s (on %s)", copy.text, d->name);
 }
 
-int models_size(struct models *m, struct entry *e, struct report *report)
+/* Where what follows the first layers goes: NONE when there is no such device. */
+static uint32_t rest_device(const struct devices *devices)
+{
+    for (uint32_t i = 0; i < devices->n; i++)
+        if (devices->device[i].memory == 0)
+            return i;
+    return DEVICE_NONE;
+}
+
+static void size_on(struct models *m, struct entry *e, uint32_t device,
+                    const struct loader_target *target, struct models_fit *fit)
+{
+    const struct device *d = &m->config.devices->device[device];
+    fit->target = *target;
+    fit->rc = loader_size(e->load, target, &fit->need, &fit->report);
+    if (fit->rc < 0 && d->memory != 0)
+        name_device(d, &fit->report);
+}
+
+/* Whole, and, if that is too much or not to be, in a split. */
+static void size_device(struct models *m, struct entry *e, uint32_t device)
 {
     const struct devices *devices = m->config.devices;
+    const struct device *d = &devices->device[device];
+    const uint32_t rest = rest_device(devices);
+    struct models_fit *whole = &m->fits[device], *split = &m->splits[device];
+    struct loader_target target = {.backend = &d->backend, .available = available(m, d, e->load)};
+    size_on(m, e, device, &target, whole);
+    if (d->memory == 0 || rest == DEVICE_NONE || e->wanted_layers >= whole->need.n_layers)
+        return; /* all of them, also by name */
+    target.n_first = e->wanted_layers;
+    if (target.n_first == CONFIG_LAYERS_AUTO &&
+        (whole->rc != -INFER_E_MODEL_TOO_LARGE || whole->need.n_layers < 2))
+        return;
+    target.available -= target.available / RESERVE_SHARE;
+    target.rest = &devices->device[rest].backend;
+    target.rest_available = host_available(m, e->load);
+    size_on(m, e, device, &target, split);
+    if (target.n_first != CONFIG_LAYERS_AUTO)
+        whole->rc = -ENODEV;
+}
+
+int models_size(struct models *m, struct entry *e, struct report *report)
+{
     uint32_t n = 0;
-    for (uint32_t i = 0; i < devices->n; i++) {
-        const struct device *d = &devices->device[i];
-        struct models_fit *fit = &m->fits[i];
-        *fit = (struct models_fit){.rc = -ENODEV};
+    for (uint32_t i = 0; i < m->config.devices->n; i++) {
+        m->fits[i] = m->splits[i] = (struct models_fit){.rc = -ENODEV};
         if (!comes_in_question(m, e, i))
             continue;
         n++;
-        fit->available = available(m, d, e->load);
-        fit->rc = loader_size(e->load, &d->backend, fit->available, &fit->need, &fit->report);
-        if (fit->rc < 0 && d->memory != 0)
-            name_device(d, &fit->report);
+        size_device(m, e, i);
     }
     return n > 0 ? 0 : no_device(m, e, report);
+}
+
+const struct models_fit *models_fit_of(const struct models *m, const struct models_place *place)
+{
+    return place->split ? &m->splits[place->device] : &m->fits[place->device];
+}
+
+uint64_t models_available(const struct entry *e)
+{
+    return e->target.available + e->target.rest_available;
+}
+
+const char *models_where(const struct models *m, const struct entry *e, char text[MODELS_WHERE_MAX])
+{
+    const struct device *d = m->config.devices->device;
+    if (e->rest == DEVICE_NONE)
+        snprintf(text, MODELS_WHERE_MAX, "%s", d[e->device].name);
+    else
+        snprintf(text, MODELS_WHERE_MAX, "%s (layers 0 to %u of %u) and %s", d[e->device].name,
+                 e->need.n_first - 1, e->need.n_layers, d[e->rest].name);
+    return text;
 }
 
 bool models_pass_over(const struct models *m, struct entry *e, const struct report *why)
@@ -94,19 +161,13 @@ bool models_pass_over(const struct models *m, struct entry *e, const struct repo
     for (uint32_t i = 0; i < m->config.devices->n; i++)
         if (comes_in_question(m, e, i)) {
             log_warning("%s: %s has refused it, though %.0f MiB seemed to be there: %s", e->name,
-                        d->name, MIB(e->available), why->text);
+                        d->name, MIB(models_available(e)), why->text);
             return true;
         }
     return false;
 }
 
 /* ---- who is there ---------------------------------------------------------------------------- */
-
-static bool share_memory(const struct models *m, uint32_t a, uint32_t b)
-{
-    const struct device *d = m->config.devices->device;
-    return a == b || (d[a].memory == 0 && d[b].memory == 0);
-}
 
 static bool is_loaded(const struct entry *e)
 {
@@ -120,12 +181,15 @@ static bool is_idle(const struct models *m, uint32_t index)
            dispatch_model_idle_since(m->dispatch, index) != 0;
 }
 
-/* Of the memory that its device uses. */
-static uint64_t bytes_of(const struct models *m, uint32_t index)
+/* What a loaded model holds of the memory that the device uses. */
+static uint64_t bytes_on(const struct models *m, uint32_t index, uint32_t device)
 {
     const struct entry *e = &m->entries[index];
-    if (m->config.devices->device[e->device].memory != 0)
-        return e->need.on_backend;
+    const struct device *d = m->config.devices->device;
+    if (d[device].memory != 0)
+        return e->device == device ? e->need.on_backend : 0;
+    if (d[e->device].memory != 0 && e->rest == DEVICE_NONE)
+        return 0;
     return memory_owner_bytes(m->config.memory, index) + e->need.vocabulary;
 }
 
@@ -133,8 +197,8 @@ static void held_on(const struct models *m, uint32_t device, uint64_t *ret_idle,
 {
     *ret_idle = *ret_busy = 0;
     for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
-        if (is_loaded(&m->entries[i]) && share_memory(m, m->entries[i].device, device))
-            *(is_idle(m, i) ? ret_idle : ret_busy) += bytes_of(m, i);
+        if (is_loaded(&m->entries[i]))
+            *(is_idle(m, i) ? ret_idle : ret_busy) += bytes_on(m, i, device);
 }
 
 void models_held(const struct models *m, uint32_t index, uint64_t *ret_idle, uint64_t *ret_busy)
@@ -148,7 +212,7 @@ static uint32_t longest_idle(const struct models *m, uint32_t device)
     uint32_t found = MODELS_NONE;
     uint64_t since = UINT64_MAX;
     for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
-        if (is_idle(m, i) && share_memory(m, m->entries[i].device, device) &&
+        if (is_idle(m, i) && bytes_on(m, i, device) > 0 &&
             dispatch_model_idle_since(m->dispatch, i) < since) {
             found = i;
             since = dispatch_model_idle_since(m->dispatch, i);
@@ -163,7 +227,8 @@ static bool can_go(const struct models *m, uint32_t device, int rule, struct mod
 {
     const struct models_fit *fit = &m->fits[device];
     const struct loader_need *need = &fit->need;
-    uint64_t idle, busy, missing = need->least > fit->available ? need->least - fit->available : 1;
+    const uint64_t have = fit->target.available;
+    uint64_t idle, busy, missing = need->least > have ? need->least - have : 1;
     *ret = (struct models_place){.how = PLACE_FILL, .device = device, .victim = MODELS_NONE};
     if (rule == 1)
         return fit->rc == 0 && need->missing == 0;
@@ -190,15 +255,61 @@ static bool choose_of(const struct models *m, uint32_t index, bool own_memory,
     return false;
 }
 
+/* Whether a split that has no room, on the device or else on the host, gets it once idle models
+ * have left there. */
+static bool can_split_later(const struct models *m, uint32_t device, struct models_place *ret)
+{
+    const struct models_fit *fit = &m->splits[device];
+    const struct loader_need *need = &fit->need;
+    const struct loader_target *t = &fit->target;
+    const bool on_device = need->least > t->available;
+    const uint32_t where = on_device ? device : rest_device(m->config.devices);
+    uint64_t idle, busy;
+    held_on(m, where, &idle, &busy);
+    ret->device = device;
+    ret->how = PLACE_EVICT;
+    ret->victim = longest_idle(m, where);
+    return fit->rc == -INFER_E_MODEL_TOO_LARGE && ret->victim != MODELS_NONE &&
+           (on_device ? need->least <= t->available + idle
+                      : need->least_rest <= t->rest_available + idle);
+}
+
+/* On the device that takes the most layers. What is idle there leaves first, for more of them. */
+static bool choose_split(const struct models *m, uint32_t index, struct models_place *ret)
+{
+    const uint32_t n = m->config.devices->n;
+    uint32_t most = 0;
+    *ret = (struct models_place){.how = PLACE_FILL, .split = true, .victim = MODELS_NONE};
+    for (uint32_t i = 0; i < n; i++)
+        if (m->splits[i].rc == 0 && m->splits[i].need.n_first > most) {
+            most = m->splits[i].need.n_first;
+            ret->device = i;
+        }
+    if (most == 0) {
+        for (uint32_t i = 0; i < n && index != MODELS_DRY; i++)
+            if (can_split_later(m, i, ret))
+                return true;
+        return false;
+    }
+    if (index != MODELS_DRY && m->splits[ret->device].target.n_first == CONFIG_LAYERS_AUTO)
+        ret->victim = longest_idle(m, ret->device);
+    if (ret->victim != MODELS_NONE)
+        ret->how = PLACE_EVICT;
+    return true;
+}
+
 /* The one to name when there is none: the last that was asked. */
-static uint32_t last_asked(const struct models *m)
+static struct models_place last_asked(const struct models *m)
 {
     const struct devices *d = m->config.devices;
-    uint32_t found = 0;
+    struct models_place found = {.how = PLACE_NOWHERE, .victim = MODELS_NONE};
     for (int own_memory = 1; own_memory >= 0; own_memory--)
         for (uint32_t i = 0; i < d->n; i++)
-            if ((d->device[i].memory != 0) == own_memory && m->fits[i].rc != -ENODEV)
-                found = i;
+            if ((d->device[i].memory != 0) == own_memory &&
+                (m->fits[i].rc != -ENODEV || m->splits[i].rc != -ENODEV)) {
+                found.device = i;
+                found.split = m->fits[i].rc == -ENODEV;
+            }
     return found;
 }
 
@@ -206,21 +317,33 @@ static uint32_t last_asked(const struct models *m)
 static void tell_others(const struct models *m, const struct entry *e)
 {
     const struct devices *d = m->config.devices;
-    for (uint32_t i = 0; i < d->n && d->device[e->device].memory == 0; i++)
-        if (d->device[i].memory != 0 && m->fits[i].rc < 0 && m->fits[i].rc != -ENODEV)
-            log_info("%s: goes to %s, not to %s: %s", e->name, d->device[e->device].name,
-                     d->device[i].name, m->fits[i].report.text);
+    const bool split = e->rest != DEVICE_NONE;
+    char where[MODELS_WHERE_MAX];
+    for (uint32_t i = 0; i < d->n && (split || d->device[e->device].memory == 0); i++) {
+        const struct models_fit *fit =
+            m->fits[i].rc == -ENODEV && !split ? &m->splits[i] : &m->fits[i];
+        if (d->device[i].memory == 0 || fit->rc >= 0 || fit->rc == -ENODEV)
+            continue;
+        log_info("%s: goes to %s, not to %s%s: %s", e->name, models_where(m, e, where),
+                 d->device[i].name, split ? " alone" : "", fit->report.text);
+        if (!split && fit != &m->splits[i] && m->splits[i].rc < 0 && m->splits[i].rc != -ENODEV)
+            log_info("%s: nor do some of its layers: %s", e->name, m->splits[i].report.text);
+    }
 }
 
 struct models_place models_choose(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     struct models_place place;
-    if (!choose_of(m, index, true, &place) && !choose_of(m, index, false, &place))
-        place = (struct models_place){PLACE_NOWHERE, last_asked(m), MODELS_NONE};
+    if (!choose_of(m, index, true, &place) && !choose_split(m, index, &place) &&
+        !choose_of(m, index, false, &place))
+        place = last_asked(m);
+    const struct models_fit *fit = models_fit_of(m, &place);
     e->device = place.device;
-    e->need = m->fits[place.device].need;
-    e->available = m->fits[place.device].available;
+    e->rest = place.split ? rest_device(m->config.devices) : DEVICE_NONE;
+    e->need = fit->need;
+    e->target = fit->target;
+    e->target.n_first = fit->need.n_first;
     if (place.how == PLACE_FILL && index != MODELS_DRY)
         tell_others(m, e);
     return place;

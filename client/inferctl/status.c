@@ -6,6 +6,12 @@
 /* Text of a fixed field, which a daemon should have terminated. */
 #define FIELD(field) field, strnlen(field, sizeof(field))
 
+/* Are its first layers on a device and the rest in the host's memory? */
+static bool is_split(const struct infer_model *m)
+{
+    return m->rest_device[0] != '\0';
+}
+
 static json_t *model_json(const struct infer_model *m)
 {
     return json_pack(
@@ -29,15 +35,23 @@ static const char *state_name(const struct infer_model *m)
 
 static json_t *life_json(const struct infer_model *m)
 {
-    return json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:o, s:o, s:I, s:I}", "state",
-                     state_name(m), "pinned", m->pinned != 0, "keep_alive_s",
-                     (json_int_t)m->keep_alive_s, "n_requests", (json_int_t)m->n_requests, "idle_s",
-                     (double)m->idle_us * 1e-6, "vocabulary_bytes", (json_int_t)m->vocabulary_bytes,
-                     "done_bytes", (json_int_t)m->done_bytes, "total_bytes",
-                     (json_int_t)m->total_bytes, "error",
-                     m->error ? json_string(infer_error_name(m->error)) : json_null(), "device",
-                     output_json_text(FIELD(m->device)), "device_memory_bytes",
-                     (json_int_t)m->device_memory, "device_free_bytes", (json_int_t)m->device_free);
+    return json_pack("{s:s, s:b, s:I, s:I, s:f, s:I, s:I, s:I, s:o}", "state", state_name(m),
+                     "pinned", m->pinned != 0, "keep_alive_s", (json_int_t)m->keep_alive_s,
+                     "n_requests", (json_int_t)m->n_requests, "idle_s", (double)m->idle_us * 1e-6,
+                     "vocabulary_bytes", (json_int_t)m->vocabulary_bytes, "done_bytes",
+                     (json_int_t)m->done_bytes, "total_bytes", (json_int_t)m->total_bytes, "error",
+                     m->error ? json_string(infer_error_name(m->error)) : json_null());
+}
+
+static json_t *device_json(const struct infer_model *m)
+{
+    return json_pack(
+        "{s:o, s:I, s:I, s:o, s:I, s:I, s:I, s:I}", "device", output_json_text(FIELD(m->device)),
+        "device_memory_bytes", (json_int_t)m->device_memory, "device_free_bytes",
+        (json_int_t)m->device_free, "rest_device", output_json_text(FIELD(m->rest_device)),
+        "device_layers", (json_int_t)(is_split(m) ? m->device_layers : m->n_layers),
+        "rest_weights_bytes", (json_int_t)m->rest_weights_bytes, "rest_state_bytes",
+        (json_int_t)m->rest_state_bytes, "rest_scratch_bytes", (json_int_t)m->rest_scratch_bytes);
 }
 
 static json_t *models_json(const struct infer_model *models, size_t n)
@@ -46,8 +60,11 @@ static json_t *models_json(const struct infer_model *models, size_t n)
 
     for (size_t i = 0; i < n; i++) {
         json_t *one = model_json(&models[i]), *life = life_json(&models[i]);
+        json_t *device = device_json(&models[i]);
         json_object_update(one, life);
+        json_object_update(one, device);
         json_decref(life);
+        json_decref(device);
         json_array_append_new(array, one);
     }
     return array;
@@ -59,6 +76,15 @@ static void print_field(const char *text, size_t n, int columns)
     if (columns > (int)n)
         printf("%*s", columns - (int)n, "");
     fputs("  ", stdout);
+}
+
+/* After the name of its device. */
+static void print_layers(const struct infer_model *m)
+{
+    printf("; layers 0-%u of %u on ", m->device_layers - 1, m->n_layers);
+    term_write(stdout, FIELD(m->device));
+    fputs(", the rest on ", stdout);
+    term_write(stdout, FIELD(m->rest_device));
 }
 
 static void print_models(const struct infer_model *models, size_t n)
@@ -92,6 +118,8 @@ static void print_models(const struct infer_model *models, size_t n)
                output_size(m->vocabulary_bytes, vocabulary));
         print_field(FIELD(m->device), device);
         term_write(stdout, FIELD(m->backend));
+        if (is_split(m))
+            print_layers(m);
         putchar('\n');
     }
 }
@@ -133,7 +161,7 @@ static bool same_device(const struct infer_model *a, const struct infer_model *b
 }
 
 /* Weights, state and scratch of the models on one device, or, when it is NULL, in the memory of the
- * host. */
+ * host: there also what models on a device have beside it. */
 static void print_purposes(const struct infer_model *models, size_t n,
                            const struct infer_model *device)
 {
@@ -141,11 +169,13 @@ static void print_purposes(const struct infer_model *models, size_t n,
     char a[16], b[16], c[16];
 
     for (size_t i = 0; i < n; i++) {
-        if (device != NULL ? !same_device(&models[i], device) : models[i].device_memory != 0)
+        const struct infer_model *m = &models[i];
+        if (device != NULL ? !same_device(m, device) : m->device_memory != 0 && !is_split(m))
             continue;
-        weights += models[i].weights_bytes;
-        state += models[i].state_bytes;
-        scratch += models[i].scratch_bytes;
+        const bool rest = device == NULL && is_split(m);
+        weights += rest ? m->rest_weights_bytes : m->weights_bytes - m->rest_weights_bytes;
+        state += rest ? m->rest_state_bytes : m->state_bytes - m->rest_state_bytes;
+        scratch += rest ? m->rest_scratch_bytes : m->scratch_bytes - m->rest_scratch_bytes;
     }
     printf("weights %s, state %s, scratch %s", output_size(weights, a), output_size(state, b),
            output_size(scratch, c));

@@ -21,8 +21,12 @@ INFER_ABI_ASSERT(older_event, EVENT_BYTES % sizeof(uint64_t) == 0);
 /* And before they had a device. */
 #define MODEL_3_BYTES offsetof(struct infer_model, device)
 
+/* And before they could be on two. */
+#define MODEL_4_BYTES offsetof(struct infer_model, rest_device)
+
 INFER_ABI_ASSERT(older_model, MODEL_BYTES % sizeof(uint64_t) == 0);
 INFER_ABI_ASSERT(older_model_3, MODEL_3_BYTES % sizeof(uint64_t) == 0);
+INFER_ABI_ASSERT(older_model_4, MODEL_4_BYTES % sizeof(uint64_t) == 0);
 
 API void infer_request_default_0(struct infer_request *request);
 API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
@@ -30,7 +34,9 @@ API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
 
 API int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 API int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
+API int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 
+__asm__(".symver infer_models_4, infer_models@INFERCLIENT_4");
 __asm__(".symver infer_models_3, infer_models@INFERCLIENT_3");
 __asm__(".symver infer_models_0, infer_models@INFERCLIENT_0");
 __asm__(".symver infer_request_default_0, infer_request_default@INFERCLIENT_0");
@@ -85,4 +91,9 @@ int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, siz
 int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
 {
     return shorter_models(conn, MODEL_3_BYTES, ret_models, ret_n);
+}
+
+int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+{
+    return shorter_models(conn, MODEL_4_BYTES, ret_models, ret_n);
 }

@@ -71,6 +71,8 @@ void engine_model_done(struct engine_model *m)
 {
     if (m->weights != NULL)
         m->api->model_close(m->weights);
+    if (m->owns_backend)
+        m->api->close(m->backend);
     if (m->batch != NULL) {
         free(m->batch->tokens);
         free(m->batch->seqs);

@@ -38,10 +38,14 @@ struct engine_model {
     struct chat_template *chat; /* NULL: none that we know; chat_report says why */
     struct report chat_report;
     const struct infer_backend_api *api;
-    struct infer_backend *backend; /* shared between models; not owned */
+    struct infer_backend *backend; /* shared between models, unless it is a split (split.h) */
+    bool owns_backend;             /* then the model's own, closed with it */
     struct infer_backend_model *weights;
     struct infer_state_config state;
     struct infer_estimate memory;
+    /* Of a split: how many layers the first backend has, and what of `memory` the second takes. */
+    uint32_t n_first;
+    struct infer_estimate rest;
     struct kv_pool *pool;
     uint32_t n_context;   /* longest sequence served: at most the model's own */
     uint8_t page_key[16]; /* random; salts the index of cached prefixes */

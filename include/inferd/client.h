@@ -231,6 +231,12 @@ struct infer_model {
     uint64_t device_memory; /* of that device: bytes of its own, where weights, the pages of the
                              * state and scratch are; 0: it uses the host's */
     uint64_t device_free;   /* of these, what is free now */
+    /* Of a model whose memory no device of its own holds: its first layers are on `device`, and
+     * what follows them is here, in the host's memory. "" and 0: it is all on `device`. */
+    char rest_device[40];
+    uint32_t device_layers; /* of n_layers, those on `device` */
+    uint32_t reserved_2;
+    uint64_t rest_weights_bytes, rest_state_bytes, rest_scratch_bytes; /* of those above */
 };
 
 enum infer_model_state {

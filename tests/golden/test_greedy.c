@@ -8,7 +8,8 @@
  *   ref   0.02   the same arithmetic in another order of additions
  *   cpu   0.5    activations may be rounded to 8 bits before each product: half a step of 1/127 of
  *                a block's largest value, in every product of 12 layers, moves logits by a few
- *                tenths at most
+ *                tenths at most; likewise where a CUDA device, here played by the processor, has
+ *                some of the layers: it rounds them to halves
  *
  * Everything goes through inferctl, as a user would do it. */
 #include "support/daemon.h"
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -117,11 +119,10 @@ static size_t steps_to_compare(const json_t *c, double bound)
     return n;
 }
 
-static void compare_greedy(const char *backend, double bound, size_t n, size_t tokens_max)
+static void compare_greedy_of(const struct daemon *d, const char *backend, double bound, size_t n,
+                              size_t tokens_max)
 {
-    struct daemon d = {0};
     size_t compared = 0;
-    daemon_start_backend(&d, backend, NULL);
     for (size_t i = 0; i < n; i++) {
         char prompt[8192], count[24];
         const json_t *wanted = json_object_get(cases[i], "ids");
@@ -131,7 +132,7 @@ static void compare_greedy(const char *backend, double bound, size_t n, size_t t
         ids_to_text(json_object_get(cases[i], "prompt_ids"), prompt, sizeof prompt);
         snprintf(count, sizeof count, "%zu", steps ? steps : 1);
         const char *arguments[] = {"--max-tokens", count, "--ids", prompt, NULL};
-        json_t *answer = ask(&d, arguments, NULL);
+        json_t *answer = ask(d, arguments, NULL);
         assert_true(json_equal(json_object_get(answer, "prompt_ids"),
                                json_object_get(cases[i], "prompt_ids")));
         const json_t *ids = json_object_get(answer, "ids");
@@ -152,6 +153,13 @@ static void compare_greedy(const char *backend, double bound, size_t n, size_t t
     }
     printf("%s: %zu steps equal\n", backend, compared);
     assert_true(compared >= n * 2);
+}
+
+static void compare_greedy(const char *backend, double bound, size_t n, size_t tokens_max)
+{
+    struct daemon d = {0};
+    daemon_start_backend(&d, backend, NULL);
+    compare_greedy_of(&d, backend, bound, n, tokens_max);
     daemon_done(&d);
 }
 
@@ -167,6 +175,44 @@ static void test_greedy_ref(void **state)
 static void test_greedy_cpu(void **state)
 {
     compare_greedy("cpu", 0.5, n_cases, program_slowness() > 1 ? 8 : 1000);
+}
+
+/* How many layers of the daemon's one model are on a device with the rest on the processors. */
+static long long layers_on_device(const struct daemon *d)
+{
+    struct program_result r;
+    const char *argv[] = {"inferctl", "--socket", d->socket, "models", "--json", NULL};
+    program_run(argv, NULL, 0, 30, &r);
+    assert_int_equal(r.status, 0);
+    json_t *models = json_loads(r.out, 0, NULL), *m = json_array_get(models, 0);
+    assert_non_null(m);
+    assert_string_equal(json_string_value(json_object_get(m, "device")), "cuda-emulated:0");
+    assert_string_equal(json_string_value(json_object_get(m, "rest_device")), "cpu");
+    long long n = json_integer_value(json_object_get(m, "device_layers"));
+    assert_in_range(n, 1, json_integer_value(json_object_get(m, "n_layers")) - 1);
+    json_decref(models);
+    program_result_done(&r);
+    return n;
+}
+
+/* Too large for the device: as many layers as fit are there, and the answers are the same. */
+static void test_greedy_in_a_split(void **state)
+{
+    static const char *const memory[] = {"sms=2,memory=60000000", "sms=2,memory=80000000"};
+    struct daemon d = {0};
+    long long n[2];
+    if (access(program_path("inferd-backend-cuda-emulated.so"), R_OK) != 0)
+        skip();
+    for (size_t i = 0; i < 2; i++) {
+        setenv("INFERD_CUDA_EMULATED", memory[i], 1);
+        daemon_start_backend(&d, "cuda-emulated,cpu", NULL);
+        n[i] = layers_on_device(&d);
+        compare_greedy_of(&d, "cuda and cpu", 0.5, program_slowness() > 1 ? 1 : 3, i == 0 ? 4 : 8);
+        daemon_done(&d);
+        d = (struct daemon){0};
+    }
+    unsetenv("INFERD_CUDA_EMULATED");
+    assert_true(n[0] < n[1]);
 }
 
 /* The text of each prompt becomes the reference's prompt_ids, special tokens parsed. */
@@ -212,6 +258,7 @@ int main(void)
         cmocka_unit_test(test_prompt_ids_from_text),
         cmocka_unit_test(test_chat_template_gives_the_same_ids),
         cmocka_unit_test(test_greedy_cpu),
+        cmocka_unit_test(test_greedy_in_a_split),
         cmocka_unit_test(test_greedy_ref),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -5,15 +5,26 @@
 #include "support/openmetrics.h"
 
 #define MIB    (UINT64_C(1) << 20)
-#define CTX    "ctx = 2048\n"
+#define CTX    "ctx = 2048\ndevice-layers = all\n"
 #define DEVICE "page_bytes=65536,delay_us=1000,memory="
 
+/* A model goes to the device whole or not at all, but for start_layers(). */
 static void start_with(const char *memory, const char *more, const char *daemon_keys,
                        const char *sections)
 {
     char options[160], keys[160];
     snprintf(options, sizeof options, DEVICE "%s%s", memory, more);
     snprintf(keys, sizeof keys, CTX "%s", daemon_keys);
+    start("null,cpu", options, keys, sections);
+}
+
+/* layers: of the configuration, with its line's end. */
+static void start_layers(const char *memory, const char *more, const char *layers,
+                         const char *sections)
+{
+    char options[160], keys[160];
+    snprintf(options, sizeof options, DEVICE "%s%s", memory, more);
+    snprintf(keys, sizeof keys, "ctx = 2048\n%s", layers);
     start("null,cpu", options, keys, sections);
 }
 
@@ -224,6 +235,157 @@ static void a_limit_for_the_device(void **state)
     infer_close(c);
 }
 
+/* ---- layers ---------------------------------------------------------------------------------- */
+
+/* The first n layers of the model on the device, the rest on the processors. */
+static void expect_split(struct infer_conn *c, const char *name, uint32_t n)
+{
+    struct infer_model m = find(c, name);
+    expect_on(c, name, "null:0");
+    assert_string_equal(m.rest_device, "cpu");
+    assert_int_equal(m.device_layers, n);
+    assert_in_range(n, 1, m.n_layers - 1);
+    assert_true(m.rest_weights_bytes > 0 && m.rest_weights_bytes < m.weights_bytes);
+    assert_true(m.rest_state_bytes > 0 && m.rest_state_bytes < m.state_bytes);
+}
+
+static uint32_t layers_of(struct infer_conn *c, const char *name)
+{
+    return find(c, name).device_layers;
+}
+
+static void the_first_layers_go_to_the_device(void **state)
+{
+    (void)state;
+    uint32_t before = 0;
+    static const char *const memory[] = {"25165824", "33554432", "41943040"};
+    for (size_t i = 0; i < 3; i++) {
+        start_layers(memory[i], "", "", "[model a]\n@preload = yes\n[model b]\n@device = null\n");
+        struct infer_conn *c = open_conn();
+        uint32_t n = layers_of(c, "a");
+        expect_split(c, "a", n);
+        assert_true(n > before); /* the more memory, the more layers */
+        before = n;
+        assert_log("a: goes to null:0 (layers 0 to ");
+        assert_log(" of 12) and cpu, not to null:0 alone: ");
+        assert_log("loaded on null:0 (layers 0 to ");
+        assert_int_equal(ask(c, "a"), 0);
+        expect_asked(c, "b", "null:0"); /* a leaves for it */
+        expect_split(c, "b", n);
+        assert_int_equal(state_of(c, "a"), INFER_MODEL_LISTED);
+        infer_close(c);
+        teardown(NULL);
+    }
+}
+
+/* What one that is in use leaves, or another device that takes more. */
+static void layers_go_where_most_of_them_fit(void **state)
+{
+    (void)state;
+    start_layers("67108864", "", "", "[model a]\n@[model b]\n@");
+    struct infer_conn *c = open_conn();
+    uint32_t id = keep_busy(c, "a");
+    expect_on(c, "a", "null:0");
+    assert_string_equal(find(c, "a").rest_device, "");
+    expect_asked(c, "b", "null:0");
+    expect_split(c, "b", layers_of(c, "b"));
+    end_request(c, id);
+    infer_close(c);
+    teardown(NULL);
+    start_layers("41943040", ",devices=2", "",
+                 "[model a]\n@[model b]\n@[model c]\n@device = cpu\n");
+    c = open_conn();
+    id = keep_busy(c, "a");
+    expect_split(c, "a", layers_of(c, "a"));
+    expect_asked(c, "b", "null:1");
+    assert_string_equal(find(c, "b").rest_device, "cpu");
+    assert_int_equal(layers_of(c, "b"), layers_of(c, "a"));
+    expect_asked(c, "c", "cpu");
+    end_request(c, id);
+    infer_close(c);
+}
+
+static void as_many_layers_as_it_says(void **state)
+{
+    (void)state;
+    start_layers("134217728", "", "device-layers = 5\n",
+                 "[model five]\n@[model one]\n@device-layers = 1\n[model whole]\n"
+                 "@device-layers = auto\n[model twelve]\n@device-layers = 12\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "five", "null:0");
+    expect_split(c, "five", 5);
+    expect_asked(c, "one", "null:0");
+    expect_split(c, "one", 1);
+    expect_asked(c, "whole", "null:0");
+    assert_string_equal(find(c, "whole").rest_device, "");
+    assert_int_equal(find(c, "whole").rest_weights_bytes, 0);
+    expect_asked(c, "twelve", "null:0");
+    assert_string_equal(find(c, "twelve").rest_device, "");
+    infer_close(c);
+}
+
+static void layers_that_the_device_does_not_hold(void **state)
+{
+    (void)state;
+    start_layers("25165824", "", "",
+                 "[model a]\n@device-layers = 11\n[model b]\n@device-layers = 11\ndevice = null\n"
+                 "[model c]\n@device-layers = all\n");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "cpu");
+    assert_log("a: goes to cpu, not to null:0: ");
+    assert_log("11 of its 12 layers need ");
+    assert_int_equal(ask(c, "b"), INFER_E_MODEL_TOO_LARGE);
+    expect_asked(c, "c", "cpu");
+    infer_close(c);
+    teardown(NULL);
+    start_layers("4194304", "", "", "[model a]\n@"); /* not one of them */
+    c = open_conn();
+    expect_asked(c, "a", "cpu");
+    assert_log("a: nor do some of its layers: ");
+    infer_close(c);
+}
+
+static void the_rest_needs_the_hosts_memory(void **state)
+{
+    (void)state;
+    start_layers("33554432", "", "memory-limit = 12M\n", "[model a]\n@device = null\n");
+    struct infer_conn *c = open_conn();
+    assert_int_equal(ask(c, "a"), INFER_E_MODEL_TOO_LARGE);
+    infer_close(c);
+    teardown(NULL);
+    /* What is idle there makes room for it, and is not asked for more than that. */
+    start_layers("25165824", "", "memory-limit = 100M\n",
+                 "[model old]\n@device = cpu\nstate-memory = 40M\n[model a]\n@device = null\n"
+                 "state-memory = 8M\n");
+    c = open_conn();
+    expect_asked(c, "old", "cpu");
+    expect_asked(c, "a", "null:0");
+    expect_split(c, "a", layers_of(c, "a"));
+    assert_int_equal(state_of(c, "old"), INFER_MODEL_LISTED);
+    infer_close(c);
+}
+
+static void a_split_that_is_refused_takes_nothing(void **state)
+{
+    (void)state;
+    start_layers("33554432", ",refuse=1", "", "[model a]\n@");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "cpu");
+    assert_log("a: null:0 has refused it, though ");
+    assert_int_equal(find(c, "a").device_layers, 0);
+    infer_close(c);
+}
+
+static void a_device_lost_with_some_layers_ends_the_daemon(void **state)
+{
+    (void)state;
+    start_layers("33554432", ",lose_step=3", "", "[model a]\n@");
+    struct infer_conn *c = open_conn();
+    assert_int_equal(take(c, submit(c, "a", 100), UINT32_MAX), INFER_E_BACKEND_LOST);
+    assert_int_equal(daemon_wait(&d, 5), 75);
+    infer_close(c);
+}
+
 /* ---- what is told ---------------------------------------------------------------------------- */
 
 static double metric(struct infer_conn *c, const char *series)
@@ -271,6 +433,30 @@ static void the_ledger_of_a_device(void **state)
     infer_close(c);
 }
 
+/* Of a split each ledger has its part, and gets it back. */
+static void the_ledgers_of_a_split(void **state)
+{
+    (void)state;
+    start_layers("33554432", "", "", "[model a]\n@");
+    struct infer_conn *c = open_conn();
+    expect_asked(c, "a", "null:0");
+    struct infer_model m = find(c, "a");
+    expect_split(c, "a", m.device_layers);
+    uint64_t takes = (uint64_t)metric(c, KIND("models"));
+    uint64_t rest = m.rest_weights_bytes + m.rest_state_bytes + m.rest_scratch_bytes;
+    assert_int_equal(m.device_memory, 33554432);
+    assert_int_equal(m.device_free, 33554432 - takes);
+    assert_in_range(m.weights_bytes + m.state_bytes + m.scratch_bytes - rest, takes,
+                    takes + MIB / 4);
+    assert_true(rest > 8 * MIB);
+    assert_int_equal(infer_unload(d.socket, "a", 0), 0);
+    assert_int_equal((uint64_t)metric(c, KIND("models")), 0);
+    assert_int_equal((uint64_t)metric(c, KIND("free")), 33554432);
+    assert_string_equal(find(c, "a").rest_device, "");
+    assert_int_equal(find(c, "a").device_layers, 0);
+    infer_close(c);
+}
+
 /* Two models on two backends, at the same time. */
 static void each_steps_on_its_own(void **state)
 {
@@ -314,7 +500,15 @@ int main(void)
         TEST(a_pinned_model_stays_on_the_device),
         TEST(state_is_sized_by_the_device),
         TEST(a_limit_for_the_device),
+        TEST(the_first_layers_go_to_the_device),
+        TEST(layers_go_where_most_of_them_fit),
+        TEST(as_many_layers_as_it_says),
+        TEST(layers_that_the_device_does_not_hold),
+        TEST(the_rest_needs_the_hosts_memory),
+        TEST(a_split_that_is_refused_takes_nothing),
+        TEST(a_device_lost_with_some_layers_ends_the_daemon),
         TEST(the_ledger_of_a_device),
+        TEST(the_ledgers_of_a_split),
         TEST(each_steps_on_its_own),
         TEST(a_lost_device_ends_the_daemon),
     };

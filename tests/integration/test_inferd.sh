@@ -79,6 +79,18 @@ matches "devices: status tells its memory" "$out" 'null:0 has 64\.0M, [0-9.]+M f
 matches "devices: the journal names the device" "$(cat "$folder/log")" 'unix: .* loaded on null:0 in '
 daemon_stop
 
+# A device that holds some of the layers.
+daemon_start --backend null,cpu --backend-options memory=33554432 --ctx 2048
+run "$inferctl" models
+matches "layers: models tells which are where" "$out" '^unix +ready .* null:0 +null: .*; layers 0-[0-9]+ of 12 on null:0, the rest on cpu$'
+run "$inferctl" models --json
+matches "layers: models --json" "$out" '"device": ?"null:0".*"rest_device": ?"cpu", ?"device_layers": ?[0-9]+, ?"rest_weights_bytes": ?[1-9]'
+run "$inferctl" status
+matches "layers: status tells the device's memory" "$out" 'null:0 has 32\.0M, [0-9.]+M free: weights [12][0-9.]+M, state '
+matches "layers: status tells the host's" "$out" '^ +weights [12][0-9.]+M, state [1-9][0-9.]*M, scratch '
+matches "layers: the journal tells" "$(cat "$folder/log")" 'unix: .* loaded on null:0 \(layers 0 to [0-9]+ of 12\) and cpu in '
+daemon_stop
+
 # unstartable NAME STATUS REGEX ARGUMENT...
 unstartable() {
     local name=$1 wanted=$2 regex=$3

@@ -180,7 +180,8 @@ static void mistakes_have_a_line(void **state)
     refused("[daemon]\npath = /m\n", 2, "'path' belongs into [model NAME], not into [daemon]");
     refused("[model m]\nspin-us = 1\n", 2, "'spin-us' belongs into [daemon], not into [model]");
     refused("[model m]\nflavour = sour\n", 2,
-            "'flavour' is no key of [model]; it has path, preload, pin, device, ctx, parallel, "
+            "'flavour' is no key of [model]; it has path, preload, pin, device, device-layers, "
+            "ctx, parallel, "
             "state-memory, cache-type-k, cache-type-v, keep-alive");
     refused("[model m]\npin = true\n", 2, "pin: 'true' is not yes or no");
     refused("[model m]\npath = m.gguf\n", 2, "path: 'm.gguf' is not an absolute path");
@@ -189,15 +190,15 @@ static void mistakes_have_a_line(void **state)
     refused("[daemon]\nsocket = s\n", 2, "socket: 's' is not an absolute path");
     refused("[daemon]\nkeep-alive = 5min\n", 2,
             "keep-alive: '5min' is not a time from 0s to 2592000s, such as 90s, 5m, 4h or 2d");
-    refused(
-        "[daemon]\nhelp = yes\n", 2,
-        "'help' is no key of [daemon]; it has model-directory, socket, metrics-socket, "
-        "state-directory, backend, backend-options, device, threads, huge-pages, ctx, parallel, "
-        "state-memory, memory-limit, device-memory-limit, read-timeout, cache-type-k, "
-        "cache-type-v, keep-alive, "
-        "swap-memory, swap-file, "
-        "slow-reader-preempt, slow-reader-timeout, conversation-idle, fair-skips, "
-        "newcomer-slots, drain-timeout, event-loop, spin-us, log-level");
+    refused("[daemon]\nhelp = yes\n", 2,
+            "'help' is no key of [daemon]; it has model-directory, socket, metrics-socket, "
+            "state-directory, backend, backend-options, device, device-layers, threads, "
+            "huge-pages, ctx, parallel, "
+            "state-memory, memory-limit, device-memory-limit, read-timeout, cache-type-k, "
+            "cache-type-v, keep-alive, "
+            "swap-memory, swap-file, "
+            "slow-reader-preempt, slow-reader-timeout, conversation-idle, fair-skips, "
+            "newcomer-slots, drain-timeout, event-loop, spin-us, log-level");
     refused(
         "[model m]\nctx = 5\n", 1,
         "[model m] has no path, and there is no m.gguf in any model directory; add path = FILE");

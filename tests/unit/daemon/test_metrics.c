@@ -281,8 +281,9 @@ static void test_devices(void **state)
     s.models[0].info.state = INFER_MODEL_READY;
     strcpy(s.models[0].info.name, "m");
     strcpy(s.models[0].info.device, "cuda:0");
+    strcpy(s.models[0].info.rest_device, "cpu");
     char *text = render();
-    assert_non_null(strstr(text, "backend=\"\",device=\"cuda:0\"} 1\n"));
+    assert_non_null(strstr(text, "backend=\"\",device=\"cuda:0\",rest_device=\"cpu\"} 1\n"));
     expect(text, "inferd_device_info{device=\"cpu\",description=\"CPU, 2 threads\"}", 1);
     expect(text, "inferd_device_memory_bytes{device=\"cuda:0\",kind=\"all\"}", 1000);
     expect(text, "inferd_device_memory_bytes{device=\"cuda:0\",kind=\"free\"}", 300);

@@ -8,6 +8,9 @@
  * "near" is what a fault does: the same run with keys that are not turned, so that rows stand at
  * positions they were not computed for, must be further away than the bound.
  *
+ * The same answer is then drawn with the model in two parts (engine/split.h), and with its state
+ * saved and brought back on the way: the same tokens.
+ *
  * INFERD_BUILD: where the backends are ("build"). A backend that is not built is skipped. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +20,7 @@
 #include <cmocka.h>
 
 #include "engine/engine.h"
+#include "engine/split.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -40,6 +44,7 @@ static uint32_t cpus[2];
 static struct infer_backend_api api; /* the backend's, with a page_shift that may do nothing */
 static int (*turn)(struct infer_backend_model *, uint32_t, int32_t);
 static bool broken;
+static bool saves; /* the state of an answer, now and then */
 static unsigned n_turned;
 
 static int maybe_turn(struct infer_backend_model *model, uint32_t page, int32_t delta)
@@ -82,10 +87,10 @@ static void load_tensors(const struct engine_model *m, const struct gguf *g)
         assert_non_null(rows);
         assert_int_equal(pread(gguf_part_fd(g, t->part), rows, t->bytes, (off_t)t->offset),
                          t->bytes);
-        assert_int_equal(api.tensor_write(m->weights, i, 0, t->tensor.n_rows, rows), 0);
+        assert_int_equal(m->api->tensor_write(m->weights, i, 0, t->tensor.n_rows, rows), 0);
         free(rows);
     }
-    assert_int_equal(api.model_ready(m->weights), 0);
+    assert_int_equal(m->api->model_ready(m->weights), 0);
 }
 
 static void open_backend(void)
@@ -122,8 +127,10 @@ static void open_backend(void)
                                .n_cpus = n};
 }
 
-static void open_model(struct engine_model *m)
+/* n_first: the layers of the first of two parts; 0: it is whole. Returns what api.close() takes. */
+static struct infer_backend *open_model(struct engine_model *m, uint32_t n_first)
 {
+    struct infer_backend *backend;
     struct gguf *g;
     struct report r = {0};
     open_backend();
@@ -140,12 +147,20 @@ static void open_model(struct engine_model *m)
                                            .max_rows = 128,
                                            .max_seqs = 4,
                                            .max_outputs = 128};
-    assert_int_equal(api.open(&host, "", &m->backend), 0);
-    assert_int_equal(api.estimate(m->backend, &m->plan->backend, &m->state, &m->memory), 0);
-    assert_int_equal(api.model_open(m->backend, &m->plan->backend, &m->state, &m->weights), 0);
+    assert_int_equal(api.open(&host, "", &backend), 0);
+    m->backend = backend;
+    if (n_first > 0) {
+        const struct split_side sides[2] = {{&api, backend}, {&api, backend}};
+        m->api = &split_api;
+        m->owns_backend = true;
+        assert_int_equal(split_new(&m->plan->backend, n_first, sides, &host, &m->backend), 0);
+    }
+    assert_int_equal(m->api->estimate(m->backend, &m->plan->backend, &m->state, &m->memory), 0);
+    assert_int_equal(m->api->model_open(m->backend, &m->plan->backend, &m->state, &m->weights), 0);
     load_tensors(m, g);
     gguf_free(g);
     assert_int_equal(engine_model_init(m), 0);
+    return backend;
 }
 
 /* ---- the texts ------------------------------------------------------------------------------- */
@@ -166,6 +181,15 @@ static void step(struct engine_sequence *s)
     n = engine_sequence_clamp(s, n < 128 ? n : 128);
     struct engine_work work = {s, n};
     assert_int_equal(engine_step(s->model, &work, 1), 0);
+}
+
+static void save_and_restore(struct engine_sequence *s)
+{
+    void *memory = host_take(NULL, engine_sequence_saved_bytes(s));
+    assert_non_null(memory);
+    assert_int_equal(engine_sequence_save(s, memory), 0);
+    assert_int_equal(engine_sequence_restore(s, memory), 0);
+    free(memory);
 }
 
 /* Draws an answer to tokens[0 .. n) behind them; the mean log-probability of its tokens after the
@@ -192,6 +216,8 @@ static double draw_windowed(struct engine_model *m, int32_t *tokens, uint32_t n,
         if (!s->output.has_token)
             continue;
         tokens[n + n_drawn] = s->output.token;
+        if (saves && n_drawn % WINDOW == WINDOW / 3)
+            save_and_restore(s);
         if (n + n_drawn++ > WINDOW)
             sum += (double)s->output.logprob;
     }
@@ -214,26 +240,35 @@ static double score_plain(struct engine_model *m, const int32_t *tokens, uint32_
     return sum / (n - 1 - WINDOW);
 }
 
+static const char text[] = "The read system call reads bytes from a file descriptor. When";
+
+/* Returns how many tokens the text has. */
+static uint32_t begin_text(const struct engine_model *m, int32_t tokens[128 + N_ANSWER])
+{
+    struct token_list l = {0};
+    assert_int_equal(
+        tokenizer_encode(m->tokenizer, text, sizeof text - 1, TOKENIZER_ADD_BOS, NULL, 0, &l), 0);
+    assert_true(l.n > 0 && l.n < 128);
+    memcpy(tokens, l.ids, l.n * sizeof *tokens);
+    uint32_t n = (uint32_t)l.n;
+    token_list_free(&l);
+    return n;
+}
+
 /* The mean over the seeds of how far the window's log-probabilities are from those of the whole
  * text. */
 static double distance(struct engine_model *m)
 {
-    static const char text[] = "The read system call reads bytes from a file descriptor. When";
     double windowed = 0, plain = 0;
-    struct token_list l = {0};
     int32_t tokens[128 + N_ANSWER];
-    assert_int_equal(
-        tokenizer_encode(m->tokenizer, text, sizeof text - 1, TOKENIZER_ADD_BOS, NULL, 0, &l), 0);
-    assert_true(l.n > 0 && l.n < 128);
+    uint32_t n = begin_text(m, tokens);
     for (uint64_t seed = 1; seed <= N_SEEDS; seed++) {
-        memcpy(tokens, l.ids, l.n * sizeof *tokens);
-        windowed += draw_windowed(m, tokens, (uint32_t)l.n, seed) / N_SEEDS;
-        plain += score_plain(m, tokens, (uint32_t)l.n + N_ANSWER) / N_SEEDS;
+        windowed += draw_windowed(m, tokens, n, seed) / N_SEEDS;
+        plain += score_plain(m, tokens, n + N_ANSWER) / N_SEEDS;
     }
     print_message("keys %s: mean log-probability in the window %.4f, of the same text without it "
                   "%.4f\n",
                   broken ? "not turned" : "turned", windowed, plain);
-    token_list_free(&l);
     return fabs(windowed - plain);
 }
 
@@ -241,14 +276,13 @@ static void an_answer_of_four_windows_stays_text(void **state)
 {
     (void)state;
     struct engine_model m = {0};
-    open_model(&m);
+    struct infer_backend *backend = open_model(&m, 0);
     broken = false;
     n_turned = 0;
     double sound = distance(&m);
     assert_true(n_turned > 0);
     broken = true;
     double wrong = distance(&m);
-    struct infer_backend *backend = m.backend;
     engine_model_done(&m);
     api.close(backend);
     if (!(sound < BOUND))
@@ -257,9 +291,29 @@ static void an_answer_of_four_windows_stays_text(void **state)
         fail_msg("keys that are not turned are only %.4f nats a token away", wrong);
 }
 
+static void two_parts_write_the_same(void **state)
+{
+    static const uint32_t cuts[] = {0, 1, 7};
+    static int32_t tokens[3][128 + N_ANSWER];
+    (void)state;
+    broken = false;
+    for (size_t i = 0; i < 3; i++) {
+        struct engine_model m = {0};
+        struct infer_backend *backend = open_model(&m, cuts[i]);
+        uint32_t n = begin_text(&m, tokens[i]);
+        saves = i > 0;
+        draw_windowed(&m, tokens[i], n, 5);
+        saves = false;
+        engine_model_done(&m);
+        api.close(backend);
+        assert_memory_equal(tokens[i], tokens[0], (n + N_ANSWER) * sizeof(int32_t));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(two_parts_write_the_same),
         cmocka_unit_test(an_answer_of_four_windows_stays_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -369,7 +369,7 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     struct stream_extent *extents = calloc(n + 1u, sizeof *extents);
     struct place *places = calloc(n + 1u, sizeof *places);
     struct filling filling = {m, options};
-    struct stream_sink sink = {&filling, sink_rows, sink_progress};
+    struct stream_sink sink = {.ctx = &filling, .rows = sink_rows, .progress = sink_progress};
     struct stream_stats stats = {0};
     struct report read_report = {0};
     int rc = -ENOMEM;

@@ -2,10 +2,11 @@
  *
  * Here: what the caller's thread does. It checks the extents, takes the buffers (so that they lie
  * in its own node's memory), starts the reading thread, runs the sink over the slots in order, and
- * watches that something comes.
+ * watches that something comes. A sink that holds on to data keeps up to a quarter of the slots,
+ * and gives all of them back before this thread waits for the disk.
  *
- * Invariant: the caller waits for nothing without a deadline, so no disk and no file system can
- * hold it: at the worst the reading thread is left behind with what it owns.
+ * Invariant: the caller waits for nothing but its own sink without a deadline, so no disk and no
+ * file system can hold it: at the worst the reading thread is left behind with what it owns.
  *
  * Limits: a row of at most ROW_BYTES_MAX; STREAM_DEPTH_MAX reads of STREAM_READ_BYTES_MAX. */
 #include "io/stream_impl.h"
@@ -30,6 +31,7 @@
 #define STALL_MS      30000u
 #define GRACE_US      2000000u /* that a reader which gave no sign of life gets to end */
 #define ROW_BYTES_MAX ((uint64_t)1 << 30)
+#define HELD_SHARE    4u /* of the slots: the sink holds at most one part in so many */
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
@@ -220,13 +222,21 @@ static bool wait_until(struct stream *s, uint64_t until_us)
     return pthread_cond_timedwait(&s->changed, &s->mutex, &t) != ETIMEDOUT;
 }
 
+static bool next_is_filled(struct stream *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    bool is = s->filled != s->handed;
+    pthread_mutex_unlock(&s->mutex);
+    return is;
+}
+
 /* 1: a slot is filled. 0: the reader ended, and all it read was taken. -ETIMEDOUT. */
 static int wait_for_filled(struct stream *s, uint64_t stall_us)
 {
     int r = 0;
     pthread_mutex_lock(&s->mutex);
     uint64_t beat = s->beat, until_us = clock_us() + stall_us;
-    while (!s->ended && s->filled == s->emptied && r == 0) {
+    while (!s->ended && s->filled == s->handed && r == 0) {
         if (!wait_until(s, until_us) && s->beat == beat && !s->ended)
             r = -ETIMEDOUT;
         if (s->beat != beat) {
@@ -234,18 +244,25 @@ static int wait_for_filled(struct stream *s, uint64_t stall_us)
             until_us = clock_us() + stall_us;
         }
     }
-    if (s->filled != s->emptied)
+    if (s->filled != s->handed)
         r = 1;
     pthread_mutex_unlock(&s->mutex);
     return r;
 }
 
-static void empty_slot(struct stream *s)
+/* Gives handed slots back to the reader until the sink holds only so many. */
+static int empty_slots(struct stream *s, const struct stream_sink *sink, uint32_t held)
 {
-    pthread_mutex_lock(&s->mutex);
-    s->emptied++;
-    pthread_cond_signal(&s->changed);
-    pthread_mutex_unlock(&s->mutex);
+    int r = 0;
+    while (r >= 0 && s->handed - s->emptied > held) { /* `emptied` is written here alone */
+        if (s->held)
+            r = sink->wait(sink->ctx, s->slots[s->emptied % s->n_slots].n_calls);
+        pthread_mutex_lock(&s->mutex);
+        s->emptied++;
+        pthread_cond_signal(&s->changed);
+        pthread_mutex_unlock(&s->mutex);
+    }
+    return r < 0 ? r : 0;
 }
 
 static int stalled(const struct stream *s, const struct stream_cursor *at, uint64_t stall_us,
@@ -258,30 +275,75 @@ static int stalled(const struct stream *s, const struct stream_cursor *at, uint6
                        s->files[e->file].path, e->name, (double)stall_us / 1e6, e->offset + at->at);
 }
 
+/* A sink whose calls are counted. */
+struct counted {
+    const struct stream_sink *sink;
+    uint64_t n_calls;
+};
+
+static int count_rows(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_rows,
+                      const void *data)
+{
+    struct counted *c = ctx;
+    c->n_calls++;
+    return c->sink->rows(c->sink->ctx, tensor, first_row, n_rows, data);
+}
+
+/* The rows of the next slot. */
+static int hand_on(struct stream *s, struct counted *counted, struct stream_stats *mine)
+{
+    const struct stream_sink *sink = counted->sink, through = {.ctx = counted, .rows = count_rows};
+    struct stream_slot *t = &s->slots[s->handed % s->n_slots];
+    int r = stream_rows(&s->plan, s->join, &t->chunk, t->data, &through, &mine->bytes);
+    if (r >= 0 && sink->progress != NULL)
+        sink->progress(sink->ctx, mine->bytes, s->total_bytes);
+    t->n_calls = counted->n_calls;
+    s->handed++;
+    return r;
+}
+
 /* Runs the sink until the reader ended or the sink failed. */
 static int drain(struct stream *s, const struct stream_sink *sink, uint64_t stall_us,
                  struct stream_stats *mine, struct report *report)
 {
+    const uint32_t held = s->held ? s->n_slots / HELD_SHARE : 0;
+    struct counted counted = {.sink = sink};
     struct stream_cursor at = {0};
     int r = 0;
     while (r >= 0) {
         uint64_t start = clock_us();
+        if (s->handed != s->emptied && !next_is_filled(s))
+            r = empty_slots(s, sink, 0);
+        uint64_t emptied = clock_us();
+        mine->sink_us += emptied - start;
+        if (r < 0)
+            return r;
         r = wait_for_filled(s, stall_us);
         uint64_t filled = clock_us();
-        mine->wait_us += filled - start;
+        mine->wait_us += filled - emptied;
         if (r == 0)
             return 0;
         if (r < 0)
             return stalled(s, &at, stall_us, report);
-        const struct stream_slot *t = &s->slots[s->emptied % s->n_slots];
-        r = stream_rows(&s->plan, s->join, &t->chunk, t->data, sink, &mine->bytes);
-        at = t->chunk.to;
-        if (r >= 0 && sink->progress != NULL)
-            sink->progress(sink->ctx, mine->bytes, s->total_bytes);
+        at = s->slots[s->handed % s->n_slots].chunk.to;
+        r = hand_on(s, &counted, mine);
+        if (r >= 0)
+            r = empty_slots(s, sink, held);
         mine->sink_us += clock_us() - filled;
-        empty_slot(s);
     }
     return r;
+}
+
+/* Whether the sink may keep data of the buffers. */
+static void hold(struct stream *s, const struct stream_sink *sink)
+{
+    if (sink->hold == NULL)
+        return;
+    int r = sink->hold(sink->ctx, s->buffers, s->n_slots * s->plan.read_bytes);
+    s->held = r >= 0;
+    if (r < 0 && s->stats.note[0] == '\0')
+        snprintf(s->stats.note, sizeof s->stats.note,
+                 "its device cannot read the buffers by itself: %s", strerror(-r));
 }
 
 /* Ends the reader, or leaves it behind when it does not end. False: left behind. */
@@ -323,11 +385,18 @@ static int run(struct stream *s, const struct stream_sink *sink, uint64_t stall_
     struct report stall_report = {0};
     pthread_t reader;
     uint64_t start = clock_us();
+    hold(s, sink);
     int r = start_reader(s, &reader);
-    if (r < 0)
-        return report_fail(report, INFER_E_OUT_OF_MEMORY, "cannot start a thread to read with: %s",
-                           strerror(-r));
-    r = drain(s, sink, stall_us, &mine, &stall_report);
+    bool started = r >= 0;
+    if (!started)
+        report_fail(report, INFER_E_OUT_OF_MEMORY, "cannot start a thread to read with: %s",
+                    strerror(-r));
+    else
+        r = drain(s, sink, stall_us, &mine, &stall_report);
+    if (s->held)
+        sink->let_go(sink->ctx);
+    if (!started)
+        return -INFER_E_OUT_OF_MEMORY;
     if (stall_report.code != 0 && stall_us > GRACE_US)
         stall_us = GRACE_US;
     bool ended = end_reader(s, reader, stall_us);
@@ -340,6 +409,7 @@ static int run(struct stream *s, const struct stream_sink *sink, uint64_t stall_
     pthread_mutex_unlock(&s->mutex);
     if (stall_report.code != 0 && report != NULL)
         *report = stall_report;
+    ret_stats->held = s->held;
     ret_stats->bytes = mine.bytes;
     ret_stats->sink_us = mine.sink_us;
     ret_stats->wait_us = mine.wait_us;

@@ -38,12 +38,20 @@ struct stream_extent {
 
 struct stream_sink {
     void *ctx;
-    /* Whole rows of one extent, in ascending order, each once. data is valid during the call; its
-     * address is congruent to the rows' place in the file modulo 64. A negative value ends the
-     * stream. */
+    /* Whole rows of one extent, in ascending order, each once. data is valid during the call, or
+     * longer, see hold(); its address is congruent to the rows' place in the file modulo 64. A
+     * negative value ends the stream. */
     int (*rows)(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_rows, const void *data);
     /* May be NULL. After each piece that the sink took; done == total at the end. */
     void (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
+    /* All three or NULL: of a sink that is not done with data when rows() returns, such as a device
+     * that copies by itself. After hold(), data within [memory, memory + bytes) stays valid until
+     * wait(n), which returns once the sink is done with what the first n calls of rows() gave, or
+     * let_go(), once it is done with all; data elsewhere is as ever. let_go() comes whenever hold()
+     * was not negative. A negative hold() is a note; a negative wait() ends the stream. */
+    int (*hold)(void *ctx, void *memory, size_t bytes);
+    int (*wait)(void *ctx, uint64_t n);
+    void (*let_go)(void *ctx);
 };
 
 enum stream_method { STREAM_AUTO, STREAM_URING, STREAM_PREAD };
@@ -77,6 +85,7 @@ struct stream_stats {
     uint64_t n_reads, n_retries;           /* retries: short, interrupted and failed reads */
     uint32_t n_files, n_files_direct;
     bool uring, registered, huge_pages; /* huge_pages: those set aside, not by advice */
+    bool held;                          /* the sink took data later than rows() returned */
     char note[160];                     /* "", or why a slower way was taken */
 };
 

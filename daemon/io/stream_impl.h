@@ -9,7 +9,8 @@
  *
  * A ring of slots lies between two threads. The reader owns those from `filled` on, the caller
  * those from `emptied` to `filled`. Both counts run freely under `mutex`. Reads end in any order;
- * `filled` moves over them in theirs.
+ * `filled` moves over them in theirs. Of the caller's, those up to `handed` were given to a sink
+ * that may not be done with them yet.
  *
  * The struct has two owners, the caller and the reading thread, and all that the thread needs is in
  * it (copies of the extents, descriptors of its own): a thread that the kernel does not let go of
@@ -124,6 +125,7 @@ struct stream_slot {
     int error;      /* FAILED: negative errno; 0: the file ends too early */
     bool direct, drop;
     struct stream_cached cached; /* when drop */
+    uint64_t n_calls; /* of rows(), up to the last that was about this slot; the caller's */
 };
 
 /* How reads are made. start() takes a slot; reap() begins what was started and returns 1 with one
@@ -148,7 +150,9 @@ struct stream {
     uint8_t *buffers; /* within memory, aligned */
     struct stream_slot *slots;
     uint32_t n_slots;
-    uint8_t *join;             /* the caller's */
+    uint8_t *join;   /* the caller's */
+    uint64_t handed; /* the caller's, and so is held: the sink keeps data for later */
+    bool held;
     struct stream_cursor next; /* the reader's */
     const struct stream_queue *queue;
     void *queue_state;

@@ -130,6 +130,122 @@ static void buffers_are_bound_before_they_are_used(void **state)
     close(fd);
 }
 
+/* A sink that looks at what lies in the buffers only once it is asked to be done with it. */
+struct keeper {
+    struct taker t;
+    const uint8_t *memory;
+    size_t bytes;
+    int refuses;
+    uint64_t n_calls, n_done, most; /* most: calls that were held at once */
+    uint32_t holds, lets_go;
+    uint64_t fail_at; /* wait() fails from this call on; 0: never */
+    struct {
+        const uint8_t *data; /* NULL: looked at in time */
+        uint64_t offset, bytes;
+    } calls[16384];
+};
+
+static int keep_rows(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_rows,
+                     const void *data)
+{
+    struct keeper *k = ctx;
+    const struct stream_extent *e = &k->t.extents[tensor];
+    const uint8_t *at = data;
+    uint64_t i = k->n_calls++;
+    assert_in_range(i, 0, 16383);
+    k->calls[i].offset = e->offset + first_row * e->row_bytes;
+    k->calls[i].bytes = n_rows * e->row_bytes;
+    k->calls[i].data = at >= k->memory && at < k->memory + k->bytes ? at : NULL;
+    if (k->n_calls - k->n_done > k->most)
+        k->most = k->n_calls - k->n_done;
+    return take(&k->t, tensor, first_row, n_rows, data);
+}
+
+static int keep_wait(void *ctx, uint64_t n)
+{
+    struct keeper *k = ctx;
+    k->t.wrong += n > k->n_calls;
+    for (; k->n_done < n; k->n_done++)
+        for (uint64_t i = 0; k->calls[k->n_done].data && i < k->calls[k->n_done].bytes; i++)
+            k->t.wrong += k->calls[k->n_done].data[i] != byte_at(k->calls[k->n_done].offset + i);
+    return k->fail_at != 0 && n >= k->fail_at ? -654321 : 0;
+}
+
+static int keep_hold(void *ctx, void *memory, size_t bytes)
+{
+    struct keeper *k = ctx;
+    k->holds++;
+    if (k->refuses)
+        return k->refuses;
+    k->memory = memory;
+    k->bytes = bytes;
+    return 0;
+}
+
+static void keep_let_go(void *ctx)
+{
+    struct keeper *k = ctx;
+    keep_wait(k, k->n_calls);
+    k->lets_go++;
+    k->memory = NULL;
+}
+
+static int read_into(struct keeper *k, int fd, struct stream_options *o, struct stream_stats *ret)
+{
+    static struct stream_extent extents[N_EXTENTS];
+    make_extents(fd, extents);
+    k->t.extents = extents;
+    struct stream_sink sink = {.ctx = k,
+                               .rows = keep_rows,
+                               .progress = NULL,
+                               .hold = keep_hold,
+                               .wait = keep_wait,
+                               .let_go = keep_let_go};
+    return stream_read(extents, N_EXTENTS, &sink, o, ret, NULL);
+}
+
+static void a_sink_that_reads_later_finds_its_data(void **state)
+{
+    (void)state;
+    static struct keeper k;
+    int fd = pattern_in_memory(FILE_BYTES);
+    static const uint32_t depths[] = {1, 3, 8, 0, STREAM_DEPTH_MAX};
+    for (size_t i = 0; i < sizeof depths / sizeof depths[0]; i++) {
+        struct stream_options o = {.read_bytes = 65536, .depth = depths[i]};
+        struct stream_stats stats;
+        k = (struct keeper){0};
+        assert_int_equal(read_into(&k, fd, &o, &stats), 0);
+        assert_all_taken(&k.t, N_EXTENTS);
+        assert_true(stats.held);
+        assert_int_equal(k.n_done, k.n_calls);
+        assert_int_equal(k.holds, 1);
+        assert_int_equal(k.lets_go, 1);
+    }
+    assert_true(k.most > 1);
+    close(fd);
+}
+
+static void a_sink_that_cannot_hold_reads_at_once(void **state)
+{
+    (void)state;
+    static struct keeper k;
+    struct stream_options o = {.read_bytes = 65536};
+    struct stream_stats stats;
+    int fd = pattern_in_memory(FILE_BYTES);
+    k = (struct keeper){.refuses = -ENOMEM};
+    assert_int_equal(read_into(&k, fd, &o, &stats), 0);
+    assert_all_taken(&k.t, N_EXTENTS);
+    assert_false(stats.held);
+    assert_non_null(strstr(stats.note, "cannot read the buffers by itself: Cannot allocate"));
+    assert_int_equal(k.n_done + k.lets_go, 0);
+
+    k = (struct keeper){.fail_at = 20}; /* its device is lost */
+    assert_int_equal(read_into(&k, fd, &o, &stats), -654321);
+    assert_int_equal(k.t.wrong, 0);
+    assert_int_equal(k.lets_go, 1);
+    close(fd);
+}
+
 /* Asserts nothing: a child must not go on with the other tests. */
 static bool read_in_child(int fd, enum stream_method method, struct stream_stats *ret)
 {
@@ -332,6 +448,8 @@ int main(void)
         cmocka_unit_test(the_defaults_do),
         cmocka_unit_test(a_descriptor_that_cannot_be_opened_again),
         cmocka_unit_test(buffers_are_bound_before_they_are_used),
+        cmocka_unit_test(a_sink_that_reads_later_finds_its_data),
+        cmocka_unit_test(a_sink_that_cannot_hold_reads_at_once),
         cmocka_unit_test(a_filter_leads_to_pread),
         cmocka_unit_test(no_locked_memory_leads_to_plain_reads),
         cmocka_unit_test(no_extents_is_nothing),

@@ -98,6 +98,8 @@ int backend_check_api(const char *path, const struct infer_backend_api *api, str
             path, api->bytes, sizeof *api);
     if (api->name == NULL || api->version == NULL)
         return fail(report, path, "its table lacks its name or version");
+    if (!api->rows_pin != !api->rows_wait || !api->rows_pin != !api->rows_unpin)
+        return fail(report, path, "its table has some of rows_pin, rows_wait and rows_unpin only");
     int missing = find_missing(api);
     if (missing >= 0)
         return report_fail(report, INFER_E_BACKEND_LOAD,

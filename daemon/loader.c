@@ -10,6 +10,7 @@
  * layer does, as many as fit with one short sequence. What is free then takes more state. */
 #include "loader.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/siphash.h"
 #include "engine/split.h"
@@ -32,6 +33,11 @@
 #define STATE_SHARE      4u /* of what is left: one part in so many */
 
 #define MIB(bytes) ((double)(bytes) / 1048576.0)
+
+static double ms_since(uint64_t us)
+{
+    return (double)(clock_us() - us) / 1e3;
+}
 
 static int backend_failed(const struct infer_backend_api *api, struct infer_backend *backend,
                           int rc, const char *what, struct report *report)
@@ -285,6 +291,24 @@ static int sink_rows(void *ctx, uint32_t tensor, uint64_t first_row, uint64_t n_
     return m->api->tensor_write(m->weights, tensor, first_row, n_rows, data);
 }
 
+static int sink_hold(void *ctx, void *memory, size_t bytes)
+{
+    const struct engine_model *m = ((const struct filling *)ctx)->model;
+    return m->api->rows_pin(m->weights, memory, bytes);
+}
+
+static int sink_wait(void *ctx, uint64_t n)
+{
+    const struct engine_model *m = ((const struct filling *)ctx)->model;
+    return m->api->rows_wait(m->weights, n);
+}
+
+static void sink_let_go(void *ctx)
+{
+    const struct engine_model *m = ((const struct filling *)ctx)->model;
+    m->api->rows_unpin(m->weights);
+}
+
 static void sink_progress(void *ctx, uint64_t done_bytes, uint64_t total_bytes)
 {
     const struct filling *f = ctx;
@@ -344,10 +368,11 @@ static void log_stats(const char *name, const struct stream_stats *s)
     if (s->note[0] != '\0')
         log_info("%s: %s", name, s->note);
     log_debug("%s: read %.1f MiB at %.0f MiB/s (%.0f MiB direct, %.0f MiB through the page cache, "
-              "%s%s, %llu reads, %llu again), %.0f ms waiting for them, %.0f ms in the backend",
+              "%s%s%s, %llu reads, %llu again), %.0f ms waiting for them, %.0f ms in the backend",
               name, MIB(s->bytes), MIB(s->bytes_per_s), MIB(s->direct_bytes),
               MIB(s->buffered_bytes), s->uring ? "io_uring" : "pread",
-              s->registered ? " into registered buffers" : "", (unsigned long long)s->n_reads,
+              s->registered ? " into registered buffers" : "",
+              s->held ? " that the device reads" : "", (unsigned long long)s->n_reads,
               (unsigned long long)s->n_retries, (double)s->wait_us / 1e3, (double)s->sink_us / 1e3);
 }
 
@@ -376,6 +401,11 @@ static int stream_weights(const struct gguf *g, struct engine_model *m,
     if (extents == NULL || places == NULL) {
         report_fail(&read_report, INFER_E_OUT_OF_MEMORY, "no memory for the list of tensors");
     } else {
+        if (m->api->rows_pin != NULL) { /* its device copies from the read buffers by itself */
+            sink.hold = sink_hold;
+            sink.wait = sink_wait;
+            sink.let_go = sink_let_go;
+        }
         list_extents(g, m->plan, places, extents);
         rc = stream_read(extents, n, &sink, &options->stream, &stats, &read_report);
         log_stats(m->name, &stats);
@@ -473,6 +503,7 @@ int loader_open(const char *name, const struct loader_source *source,
         free(path);
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load a model");
     }
+    uint64_t from = clock_us();
     *load = (struct load){.options = *options, .path = path};
     struct gguf_reader reader = {read_head, load};
     int rc = source->n_files > 0 ? gguf_open_files(path, source->files, source->n_files, &reader,
@@ -485,6 +516,7 @@ int loader_open(const char *name, const struct loader_source *source,
         loader_free(load);
         return rc;
     }
+    log_debug("%s: %.0f ms for the file's head, plan and vocabulary", name, ms_since(from));
     *ret = load;
     return 0;
 }
@@ -628,17 +660,22 @@ int loader_size(struct load *load, const struct loader_target *target, struct lo
 static int open_on_backend(const struct gguf *g, struct engine_model *m,
                            const struct loader_options *options, struct report *report)
 {
+    uint64_t from = clock_us();
     int rc = m->api->model_open(m->backend, &m->plan->backend, &m->state, &m->weights);
     if (rc < 0)
         return backend_failed(m->api, m->backend, rc, "open the model", report);
+    double open_ms = ms_since(from);
     rc = stream_weights(g, m, options, report);
     if (rc < 0)
         return rc;
+    from = clock_us();
     rc = m->api->model_ready(m->weights);
     if (rc < 0)
         return backend_failed(m->api, m->backend, rc, "make the model ready", report);
     if (engine_model_init(m) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the page ledger");
+    log_debug("%s: %.0f ms to take memory before the weights, %.0f ms to make it ready after them",
+              m->name, open_ms, ms_since(from));
     return 0;
 }
 

@@ -331,6 +331,15 @@ struct infer_backend_api {
      * delta * inv_freq (magnitude is in them already); values stay. delta is negative when older
      * rows have left the sequence. The page is no other sequence's. */
     int (*page_shift)(struct infer_backend_model *model, uint32_t page, int32_t delta);
+
+    /* Optional, all three or NULL: of a device that reads the host's memory by itself. After
+     * rows_pin, tensor_write may return before it has read rows that lie in [memory, memory +
+     * bytes), one range per model at a time. rows_wait returns once those of the first n calls of
+     * tensor_write have been read, rows_unpin once all have. When rows_pin fails, or for rows that
+     * lie elsewhere, they have been read when tensor_write returns, as they are without it. */
+    int (*rows_pin)(struct infer_backend_model *model, void *memory, size_t bytes);
+    int (*rows_wait)(struct infer_backend_model *model, uint64_t n);
+    void (*rows_unpin)(struct infer_backend_model *model);
 };
 
 /* The one exported function; the table is static and constant. */

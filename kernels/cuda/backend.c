@@ -233,6 +233,9 @@ static const struct infer_backend_api api = {
     .page_read = cuda_page_read,
     .page_write = cuda_page_write,
     .page_shift = cuda_page_shift,
+    .rows_pin = cuda_rows_pin,
+    .rows_wait = cuda_rows_wait,
+    .rows_unpin = cuda_rows_unpin,
 };
 
 __attribute__((visibility("default"))) const struct infer_backend_api *infer_backend_v1(void)

@@ -103,7 +103,7 @@ static void measure_stage(struct infer_backend_model *m)
     for (uint32_t i = 0; i < m->plan->n_tensors; i++) {
         const struct infer_tensor *t = &m->plan->tensors[i];
         size_t row = m->tensors[i].role == CUDA_VECTOR ? t->ne[0] * sizeof(float) : t->row_bytes;
-        size_t rows = CUDA_STAGE_BYTES / (row ? row : 1);
+        size_t rows = row && row <= CUDA_STAGE_BYTES ? CUDA_STAGE_BYTES / row : 1;
         size_t bytes = row * (rows < t->n_rows ? rows : t->n_rows);
         if (m->tensors[i].role != CUDA_UNUSED && bytes > m->stage_bytes)
             m->stage_bytes = bytes;
@@ -318,9 +318,17 @@ static int make_streams(struct infer_backend_model *m)
     if (r >= 0)
         r = cuda_check(b, cudaStreamCreateWithFlags(&m->loading, cudaStreamNonBlocking),
                        "a stream");
-    for (uint32_t i = 0; i < CUDA_STAGES && r >= 0; i++)
-        r = cuda_check(b, cudaEventCreateWithFlags(&m->stages[i].done, cudaEventDisableTiming),
+    if (r >= 0)
+        r = cuda_check(b, cudaStreamCreateWithFlags(&m->copying, cudaStreamNonBlocking),
+                       "a stream");
+    for (uint32_t i = 0; i < CUDA_STAGES && r >= 0; i++) {
+        struct cuda_stage *stage = &m->stages[i];
+        r = cuda_check(b, cudaEventCreateWithFlags(&stage->copied, cudaEventDisableTiming),
                        "an event");
+        if (r >= 0)
+            r = cuda_check(b, cudaEventCreateWithFlags(&stage->laid, cudaEventDisableTiming),
+                           "an event");
+    }
     return r;
 }
 
@@ -404,17 +412,25 @@ void cuda_model_close(struct infer_backend_model *m)
     cudaSetDevice(b->device);
     if (m->stream)
         cudaStreamSynchronize(m->stream);
+    if (m->copying)
+        cudaStreamSynchronize(m->copying);
     if (m->loading)
         cudaStreamSynchronize(m->loading);
+    cuda_rows_unpin(m);
     cuda_graphs_free(m);
     cuda_profile_free(m);
-    for (uint32_t i = 0; i < CUDA_STAGES; i++)
-        if (m->stages[i].done)
-            cudaEventDestroy(m->stages[i].done);
+    for (uint32_t i = 0; i < CUDA_STAGES; i++) {
+        if (m->stages[i].copied)
+            cudaEventDestroy(m->stages[i].copied);
+        if (m->stages[i].laid)
+            cudaEventDestroy(m->stages[i].laid);
+    }
     if (m->stream)
         cudaStreamDestroy(m->stream);
     if (m->loading)
         cudaStreamDestroy(m->loading);
+    if (m->copying)
+        cudaStreamDestroy(m->copying);
     cudaFree(m->weights);
     cudaFree(m->cache.pages);
     cudaFree(m->scratch_memory);

@@ -23,9 +23,10 @@
 #define CUDA_GRAPH_ROWS 128u
 /* Captured steps of one model. */
 #define CUDA_GRAPHS 64u
-/* Pieces of file rows that are under way to the device, and how large they are at most. */
-#define CUDA_STAGES      4u
-#define CUDA_STAGE_BYTES ((size_t)4 << 20)
+/* Pieces of file rows that are under way to the device, and how large they are at most (or one
+ * row): as large as the daemon's reads, and as much in all as keeps the bus busy. */
+#define CUDA_STAGES      8u
+#define CUDA_STAGE_BYTES ((size_t)2 << 20)
 /* Where arrays begin, in device memory and in a step's numbers. */
 #define CUDA_ALIGN 256u
 
@@ -79,10 +80,12 @@ struct cuda_numbers {
     size_t bytes; /* up to words */
 };
 
-/* One piece of file rows between host and device. */
+/* One piece of file rows between host and device; see upload.c. */
 struct cuda_stage {
     uint8_t *host, *device;
-    cudaEvent_t done; /* both may be written again */
+    uint64_t call;      /* the call of tensor_write whose rows it has, counted from 1 */
+    cudaEvent_t copied; /* what it was copied from may be written again */
+    cudaEvent_t laid;   /* and so may the device's */
 };
 
 struct cuda_graph {
@@ -146,9 +149,13 @@ struct infer_backend_model {
     struct cuda_piece *pieces; /* [max_pieces] */
     struct cuda_merge *merges; /* [max_merges] */
 
-    cudaStream_t stream, loading;
+    cudaStream_t stream;           /* of steps */
+    cudaStream_t copying, loading; /* upload.c: copies of file rows; kernels that lay them out */
     struct cuda_stage stages[CUDA_STAGES];
     uint32_t next_stage;
+    uint64_t n_writes; /* calls of tensor_write */
+    uint8_t *rows;     /* rows_pin()'s range; NULL: none */
+    size_t rows_bytes;
     struct cuda_graph *graphs; /* [CUDA_GRAPHS] */
     uint64_t n_runs;
     struct cuda_profile *profile;
@@ -187,6 +194,9 @@ void cuda_model_close(struct infer_backend_model *m);
 
 int cuda_model_write(struct infer_backend_model *m, uint32_t tensor, uint64_t first_row,
                      uint64_t n_rows, const void *rows);
+int cuda_rows_pin(struct infer_backend_model *m, void *memory, size_t bytes);
+int cuda_rows_wait(struct infer_backend_model *m, uint64_t n);
+void cuda_rows_unpin(struct infer_backend_model *m);
 
 /* ---- batch.c --------------------------------------------------------------------------------- */
 

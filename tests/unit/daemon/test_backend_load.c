@@ -195,6 +195,11 @@ static void tables_are_checked(void **state)
         memset((char *)&api + at, 0, sizeof(void *));
         assert_int_equal(backend_check_api("p", &api, &report), -INFER_E_BACKEND_LOAD);
     }
+    api = complete_table(); /* these it may lack, but only together */
+    api.rows_pin = NULL;
+    api.rows_wait = NULL;
+    api.rows_unpin = NULL;
+    assert_int_equal(backend_check_api("p", &api, &report), 0);
     api = complete_table();
     api.name = NULL;
     assert_int_equal(backend_check_api("p", &api, &report), -INFER_E_BACKEND_LOAD);

@@ -343,6 +343,12 @@ $(B)/tests/bench/bench_cuda: $(O)/tests/bench/bench_cuda.o $(O)/kernels/ref/quan
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $^ $(if $(cuda_home),$(cuda_runtime),-ldl -lm)
 
+# A model file with the same weights.
+$(B)/tests/bench/bench_model: $(O)/tests/bench/bench_model.o $(O)/tests/support/gguf_write.o $(O)/kernels/ref/quant.o $(O)/kernels/ref/quant_tables.o
+	@mkdir -p $(@D)
+	@echo "  LD  $@"
+	$(Q)$(CC) $(ldflags) -o $@ $^ -lm
+
 # The weight streamer alone, and the daemon from outside.
 $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(call room_archive,io) $(call room_archive,base) $(B)/libinferclient.so
 	@mkdir -p $(@D)

@@ -3,23 +3,23 @@
  *
  *   bench_cuda [--backend build/inferd-backend-cuda.so] [--shape 8b|1b|tiny] [--type q4_0|q4_k|f16]
  *              [--head-type q6_k] [--cases decode,deep,batch,prefill] [--options profile=32]
- *              [--cache f16|q8_0|q4_0] [--steps N] [--repeats N]
+ *              [--cache f16|q8_0|q4_0] [--steps N] [--repeats N] [--sequences N]
+ *   bench_cuda --copy yes     how fast pinned memory is copied to the device: bytes per second
  *
  *   decode   one sequence at 128 rows           batch    8, 32, 64, 128 sequences at 128 to 256
  * rows deep     one sequence at 2,048 and 8,192    prefill  512 and 4,096 rows, 512 a step
  *
  * Prints a row per measure: tokens per second as median, tenth and ninth decile of the steps, and
  * for decoding the share R of the read bandwidth that the weights' bytes alone make: those of the
- * file, each matrix once but for the embedding table. Not a test: test_cuda.c is. */
+ * file, each matrix once but for the embedding table. --sequences: of batch that number alone. Not
+ * a test: test_cuda.c is. */
 #include "bench/bench.h"
+#include "bench/synthetic.h"
 
 #include "inferd/backend.h"
 #include "ref/quant.h"
 
 #include <dlfcn.h>
-#include <math.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -27,17 +27,15 @@
 #define LAYER_TENSORS 9u
 #define OUTER_TENSORS 3u
 #define SEQUENCES_MAX 128u
-#define POOL_BYTES    ((size_t)64 << 20)
-#define CODES         (1u << 16)
-/* Deviation of weights: what models of this size have. */
-#define DEVIATION 0.02f
 
 /* bench_probe.cu, where there is nvcc: bytes per second of reading so many. */
 double bench_probe_read(size_t bytes, int repeats) __attribute__((weak));
+double bench_probe_copy(size_t bytes, int repeats) __attribute__((weak));
 
 struct bench {
     const char *path, *options, *cases, *shape_name;
     uint32_t type, head_type, cache_type, steps, repeats;
+    uint32_t sequences; /* of batch; 0: several numbers, one after the other */
     struct infer_shape shape;
     struct infer_tensor *tensors;
     struct infer_op *ops;
@@ -50,17 +48,8 @@ struct bench {
     uint32_t *pages;
     double bandwidth; /* 0: not known */
     uint64_t weight_bytes;
-    float normal[CODES]; /* a table of normal numbers */
-    uint64_t seed;
+    struct synthetic random;
 };
-
-static uint64_t next(struct bench *b)
-{
-    b->seed ^= b->seed << 13;
-    b->seed ^= b->seed >> 7;
-    b->seed ^= b->seed << 17;
-    return b->seed;
-}
 
 static double now(void)
 {
@@ -176,121 +165,14 @@ static void make_plan(struct bench *b)
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-static void make_normal(struct bench *b)
-{
-    for (uint32_t i = 0; i < CODES; i += 2) { /* Box and Muller */
-        double u = (double)(next(b) >> 11) * 0x1p-53 + 0x1p-54,
-               v = (double)(next(b) >> 11) * 0x1p-53;
-        double r = sqrt(-2 * log(u));
-        b->normal[i] = (float)(r * cos(2 * M_PI * v));
-        b->normal[i + 1] = (float)(r * sin(2 * M_PI * v));
-    }
-}
-
-/* n whole numbers around `middle`, from 0 to most. */
-static void codes(struct bench *b, uint8_t *to, uint32_t n, float middle, float deviation, int most)
-{
-    for (uint32_t i = 0; i < n; i += 4) {
-        uint64_t four = next(b);
-        for (uint32_t k = i; k < i + 4 && k < n; k++, four >>= 16) {
-            int code = (int)floorf(middle + deviation * b->normal[four & (CODES - 1)] + 0.5f);
-            to[k] = (uint8_t)(code < 0 ? 0 : code > most ? most : code);
-        }
-    }
-}
-
-static void put_half(uint8_t *at, float value)
-{
-    uint16_t half = ref_f32_to_f16(value);
-    memcpy(at, &half, 2);
-}
-
-/* 256 values: scales and minima of 32 .. 47 and codes of 4 bits. */
-static void draw_q4_k(struct bench *b, uint8_t *block)
-{
-    uint8_t c[256];
-    put_half(block, DEVIATION * 4.4f / 15 / 40);
-    put_half(block + 2, DEVIATION * 2.2f / 40);
-    uint64_t random = next(b);
-    for (int i = 0; i < 8; i++)
-        block[4 + i] =
-            (uint8_t)(0xa0 | (random >> 4 * i & 15)); /* 32 + low, and 2 << 6 of another */
-    for (int i = 8; i < 12; i++)
-        block[4 + i] = (uint8_t)(random >> 8 * (i - 4));
-    codes(b, c, 256, 7.5f, 3.4f, 15);
-    for (int i = 0; i < 128; i++)
-        block[16 + i] = (uint8_t)(c[i] | c[128 + i] << 4);
-}
-
-/* 256 values: codes of 6 bits in two planes, 16 signed scales. */
-static void draw_q6_k(struct bench *b, uint8_t *block)
-{
-    uint8_t c[256];
-    codes(b, c, 256, 32, 14, 63);
-    for (int half = 0; half < 2; half++) {
-        const uint8_t *v = c + 128 * half;
-        for (int l = 0; l < 32; l++) {
-            block[64 * half + l] = (uint8_t)((v[l] & 15) | (v[l + 64] & 15) << 4);
-            block[64 * half + 32 + l] = (uint8_t)((v[l + 32] & 15) | (v[l + 96] & 15) << 4);
-            block[128 + 32 * half + l] = (uint8_t)(v[l] >> 4 | v[l + 32] >> 4 << 2 |
-                                                   v[l + 64] >> 4 << 4 | v[l + 96] >> 4 << 6);
-        }
-    }
-    codes(b, block + 192, 16, 56, 8, 127);
-    put_half(block + 208, DEVIATION * 2.3f / 32 / 56);
-}
-
-static void draw_block(struct bench *b, uint32_t type, uint8_t *block)
-{
-    uint8_t c[32];
-    switch (type) {
-    case INFER_TYPE_F16:
-        put_half(block, DEVIATION * b->normal[next(b) % CODES]);
-        break;
-    case INFER_TYPE_Q4_0:
-        put_half(block, DEVIATION * 2.2f / 8);
-        codes(b, c, 32, 8, 3.6f, 15);
-        for (int i = 0; i < 16; i++)
-            block[2 + i] = (uint8_t)(c[i] | c[16 + i] << 4);
-        break;
-    case INFER_TYPE_Q8_0:
-        put_half(block, DEVIATION * 2.2f / 127);
-        codes(b, c, 32, 128, 57, 255);
-        for (int i = 0; i < 32; i++)
-            block[2 + i] = c[i] ^ 0x80;
-        break;
-    case INFER_TYPE_Q4_K:
-        draw_q4_k(b, block);
-        break;
-    case INFER_TYPE_Q6_K:
-        draw_q6_k(b, block);
-        break;
-    default:
-        fail("types are f16, q8_0, q4_0, q4_k and q6_k", 0);
-    }
-}
-
-/* Blocks of one type, from which rows are taken at random places. */
-static uint8_t *make_pool(struct bench *b, uint32_t type)
-{
-    uint8_t *pool = malloc(POOL_BYTES);
-    size_t size = ref_block_bytes(type);
-    if (!pool)
-        fail("out of memory", 0);
-    for (size_t at = 0; at + size <= POOL_BYTES; at += size)
-        draw_block(b, type, pool + at);
-    return pool;
-}
-
 static void write_tensor(struct bench *b, uint32_t i, const uint8_t *pool)
 {
     const struct infer_tensor *t = &b->tensors[i];
-    const size_t size = ref_block_bytes(t->type);
-    uint64_t most = POOL_BYTES / 2 / t->row_bytes;
+    uint64_t most = SYNTHETIC_POOL_BYTES / 2 / t->row_bytes;
     for (uint64_t row = 0, n; row < t->n_rows; row += n) {
         n = t->n_rows - row < most ? t->n_rows - row : most;
-        uint64_t room = (POOL_BYTES - n * t->row_bytes) / size;
-        must(b, b->api->tensor_write(b->model, i, row, n, pool + size * (next(b) % room)), "load");
+        const uint8_t *rows = synthetic_rows(&b->random, pool, t->type, n, t->row_bytes);
+        must(b, b->api->tensor_write(b->model, i, row, n, rows), "load");
     }
 }
 
@@ -310,8 +192,10 @@ static void load(struct bench *b)
             continue;
         }
         double before = now();
+        if (!pools[type] && !synthetic_can(type))
+            fail("types are f16, q8_0, q4_0, q4_k and q6_k", 0);
         if (!pools[type])
-            pools[type] = make_pool(b, type);
+            pools[type] = synthetic_pool(&b->random, type);
         drawing += now() - before;
         write_tensor(b, i, pools[type]);
     }
@@ -342,7 +226,7 @@ static double step(struct bench *b, uint32_t n_seqs, uint32_t position, uint32_t
     infer_sampling_default(&sampling);
     sampling.temperature = 0;
     for (uint32_t i = 0; i < n_seqs * n; i++)
-        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+        tokens[i] = (int32_t)(synthetic_next(&b->random) % b->shape.n_vocab);
     for (uint32_t i = 0; i < n_seqs; i++) {
         if (n == 1 && outputs[i].sample)
             tokens[i] = outputs[i].token;
@@ -431,7 +315,9 @@ static void measure(struct bench *b)
     if (strstr(b->cases, "deep"))
         for (uint32_t depth = 2048; depth <= 8192 && depth + b->steps <= context; depth *= 4)
             decode(b, 1, depth, b->steps);
-    if (strstr(b->cases, "batch"))
+    if (strstr(b->cases, "batch") && b->sequences)
+        decode(b, b->sequences, 128, 128);
+    else if (strstr(b->cases, "batch"))
         for (uint32_t n = 8; n <= SEQUENCES_MAX; n *= n == 8 ? 4 : 2)
             decode(b, n, 128, 128);
     if (strstr(b->cases, "prefill"))
@@ -443,28 +329,26 @@ static void measure(struct bench *b)
 
 static uint32_t type_named(const char *name)
 {
-    for (uint32_t t = 0; t < 64; t++)
-        if (ref_type_known(t) && !strcasecmp(ref_type_name(t), name))
-            return t;
-    fail(name, 0);
-    return 0;
+    uint32_t type = synthetic_type(name);
+    if (type == UINT32_MAX)
+        fail(name, 0);
+    return type;
 }
 
 static void take_shape(struct bench *b, const char *name)
 {
-    static const struct infer_shape llama8 = {32, 4096, 14336, 128256, 32,
-                                              8,  128,  128,   16384,  1e-5f};
-    static const struct infer_shape llama1 = {16, 2048, 8192, 128256, 32, 8, 64, 64, 16384, 1e-5f};
-    static const struct infer_shape tiny = {2, 256, 512, 1024, 4, 2, 64, 64, 512, 1e-5f};
     b->shape_name = name;
-    if (!strcmp(name, "8b"))
-        b->shape = llama8;
-    else if (!strcmp(name, "1b"))
-        b->shape = llama1;
-    else if (!strcmp(name, "tiny"))
-        b->shape = tiny;
-    else
+    if (!synthetic_shape(name, &b->shape))
         fail("shapes are 8b, 1b and tiny", 0);
+}
+
+static void print_copy(void)
+{
+    double rate = bench_probe_copy ? bench_probe_copy((size_t)256 << 20, 10) : 0;
+    if (rate <= 0)
+        fail("built without CUDA, or no GPU", 0);
+    printf("%.0f\n", rate);
+    exit(0);
 }
 
 static void take_arguments(struct bench *b, int argc, char **argv)
@@ -488,6 +372,10 @@ static void take_arguments(struct bench *b, int argc, char **argv)
             b->cache_type = type_named(value);
         else if (!strcmp(key, "--steps"))
             b->steps = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--sequences"))
+            b->sequences = (uint32_t)atoi(value);
+        else if (!strcmp(key, "--copy"))
+            print_copy();
         else if (!strcmp(key, "--repeats"))
             b->repeats = (uint32_t)atoi(value);
         else
@@ -495,7 +383,7 @@ static void take_arguments(struct bench *b, int argc, char **argv)
     }
     if (!head)
         b->head_type = b->type == INFER_TYPE_F16 ? INFER_TYPE_F16 : INFER_TYPE_Q6_K;
-    if (!b->steps || !b->repeats)
+    if (!b->steps || !b->repeats || b->sequences > SEQUENCES_MAX)
         fail("nothing to measure", 0);
 }
 
@@ -526,12 +414,11 @@ int main(int argc, char **argv)
                              .steps = 128,
                              .repeats = 8,
                              .type = INFER_TYPE_Q4_0,
-                             .cache_type = INFER_TYPE_F16,
-                             .seed = 88172645463325252u};
+                             .cache_type = INFER_TYPE_F16};
     static const uint32_t cpus[1] = {0};
     take_shape(&b, "8b");
     take_arguments(&b, argc, argv);
-    make_normal(&b);
+    synthetic_init(&b.random);
     make_plan(&b);
     const struct infer_host host = {.abi = INFER_BACKEND_ABI,
                                     .log = on_log,

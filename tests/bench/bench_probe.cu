@@ -1,9 +1,11 @@
-/* bench_probe.cu: how fast this GPU can be read: the R that bench_cuda's shares are of.
+/* bench_probe.cu: how fast this GPU can be read: the R that bench_cuda's shares are of; and how
+ * fast pinned memory of the host is copied to it, which is the most that loading can reach.
  *
  * Every block walks through its own run of the memory, 16 bytes a thread, eight of them under way,
  * as kernels that stream weights do. */
 #include <cuda_runtime.h>
 #include <stdint.h>
+#include <string.h>
 
 #define THREADS 512
 #define DEEP    8
@@ -63,5 +65,36 @@ extern "C" double bench_probe_read(size_t bytes, int repeats)
     cudaEventDestroy(before);
     cudaEventDestroy(after);
     cudaFree(memory);
+    return best;
+}
+
+/* From the host: the best of some repeats; 0 where it cannot be measured. */
+extern "C" double bench_probe_copy(size_t bytes, int repeats)
+{
+    void *from = NULL, *to = NULL;
+    cudaEvent_t before, after;
+    double best = 0;
+    if (cudaMalloc(&to, bytes) != cudaSuccess || cudaMallocHost(&from, bytes) != cudaSuccess) {
+        cudaFree(to);
+        return 0;
+    }
+    memset(from, 0x5a, bytes);
+    cudaEventCreate(&before);
+    cudaEventCreate(&after);
+    for (int i = 0; i < repeats + 1; i++) {
+        float ms = 0;
+        cudaEventRecord(before);
+        cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice);
+        cudaEventRecord(after);
+        if (cudaEventSynchronize(after) != cudaSuccess)
+            break;
+        cudaEventElapsedTime(&ms, before, after);
+        if (i > 0 && ms > 0 && (double)bytes / (1e-3 * ms) > best)
+            best = (double)bytes / (1e-3 * ms);
+    }
+    cudaEventDestroy(before);
+    cudaEventDestroy(after);
+    cudaFreeHost(from);
+    cudaFree(to);
     return best;
 }

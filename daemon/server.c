@@ -12,7 +12,8 @@
  * the manager holds its copy, closing ours tells the client nothing: to end a connection is to shut
  * it down, to leave it to the next daemon is to close it alone (server_free).
  *
- * Limits: INFER_SESSIONS_MAX connections, HELLO_MAX of them without a session. */
+ * Limits: INFER_SESSIONS_MAX connections, HELLO_MAX of them without a session for longer than
+ * HELLO_PATIENCE_US, HELLO_BURST_MAX at all. */
 #include "server.h"
 
 #include "base/clock.h"
@@ -29,7 +30,10 @@
 
 #define HELLO_SECONDS 5
 #define HELLO_MAX     64u
-#define ENDED_TELL_US 1000000u /* between two lines about clients that were ended */
+/* Of clients that start together many are accepted before the first hello is read. */
+#define HELLO_BURST_MAX   (INFER_SESSIONS_MAX / 2)
+#define HELLO_PATIENCE_US 250000u
+#define ENDED_TELL_US     1000000u /* between two lines about clients that were ended */
 
 struct connection {
     struct connection *next, *previous;
@@ -267,7 +271,8 @@ static void drop_oldest_silent(struct server *s)
     for (struct connection *c = s->connections; c != NULL; c = c->next)
         if (c->session == NULL) /* newest first: the last one seen is the oldest */
             oldest = c;
-    if (oldest != NULL)
+    if (oldest != NULL && (s->n_without_session >= HELLO_BURST_MAX ||
+                           clock_us() - oldest->accepted_us > HELLO_PATIENCE_US))
         hang_up(oldest);
 }
 

@@ -158,6 +158,42 @@ static void test_event_loops(void **state)
     }
 }
 
+static void check_crowd(const char *loop)
+{
+    enum { CROWD = 150 };
+    struct daemon own = {0};
+    struct infer_connect_options options = {.socket = own.socket};
+    const char *argv[] = {
+        "--model", "unix=" DAEMON_MODEL, "--backend", "null", "--event-loop", loop, NULL};
+    pid_t pids[CROWD];
+    int status, n_failed = 0;
+    daemon_start(&own, argv);
+    assert_int_equal(kill(own.pid, SIGSTOP), 0);
+    for (int i = 0; i < CROWD; i++) {
+        struct infer_conn *c;
+        pids[i] = fork();
+        assert_true(pids[i] >= 0);
+        if (pids[i] == 0)
+            _exit(infer_connect(&options, &c) < 0);
+    }
+    usleep(300000);
+    assert_int_equal(kill(own.pid, SIGCONT), 0);
+    for (int i = 0; i < CROWD; i++) {
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        n_failed += status != 0;
+    }
+    assert_int_equal(n_failed, 0);
+    daemon_done(&own);
+}
+
+/* More processes than may be silent for long connect at the same moment: the daemon is stopped
+ * until all of them wait for it. */
+static void test_a_crowd_connects_at_once(void **state)
+{
+    check_crowd("io_uring");
+    check_crowd("epoll");
+}
+
 /* ---- the daemon dies ------------------------------------------------------------------------- */
 
 /* The bound is 100 ms; a loaded machine under sanitizers gets more. tests/bench measures it. */
@@ -645,6 +681,7 @@ int main(void)
         cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_status_and_models),
         cmocka_unit_test(test_event_loops),
+        cmocka_unit_test(test_a_crowd_connects_at_once),
         cmocka_unit_test(test_daemon_killed_mid_stream),
         cmocka_unit_test(test_daemon_killed_while_client_sleeps),
         cmocka_unit_test(test_daemon_killed_while_epoll_waits),

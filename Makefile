@@ -391,12 +391,14 @@ gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(gpu_backend_tests))
 check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
 
-# What a machine with a GPU and no compilers needs for tests/bench/gpu.sh, cmocka included.
+# What a machine with a GPU and no compilers needs for tests/bench/gpu.sh and gpu_daemon.sh, cmocka
+# included.
 .PHONY: gpu bench-gpu
-gpu: $(cuda_lib) $(backend_libs) $(gpu_programs) $(B)/tests/bench/bench_cuda
+gpu: $(cuda_lib) $(backend_libs) $(gpu_programs) bundle $(addprefix $(B)/tests/bench/bench_,cuda model load serve)
 	$(Q)cp -L "$$(ldd $(B)/tests/gpu/kernel/test_cuda | awk '/libcmocka/ {print $$3}')" $(B)/tests/gpu/
 bench-gpu: gpu
 	INFERD_BUILD=$(B) tests/bench/gpu.sh
+	INFERD_BUILD=$(B) tests/bench/gpu_daemon.sh
 
 check-layers:
 	INFERD_BUILD=$(B) tests/layers.sh

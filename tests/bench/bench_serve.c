@@ -2,6 +2,7 @@
  *
  *   bench_serve together   one sample for tests/bench/serve.sh, which takes turns with llama.cpp
  *   bench_serve stutter | users | prefix | steps      rows of the table; all four by default
+ *   bench_serve crowd FILE BACKEND [CLIENTS]          one sample for tests/bench/gpu_daemon.sh
  *
  *   together  CLIENTS connections, each with its own thread, submit a prompt of PROMPT random
  *             tokens at once and get ANSWER tokens each; then the same requests again, whose
@@ -20,6 +21,11 @@
  *             user's streams do not get all the slots there are (sched.h, newcomer_slots), so the
  *             table says how many ran per step, and what that makes for all of them.
  *
+ *   crowd     CLIENTS (64) processes, each with one stream from a prompt of CROWD_PROMPT tokens. As
+ *             the prompts have run before, all decode from nearly the first step on. Counts from
+ *             when the last has its CROWD_FROM-th token until the first has its last: tokens per
+ *             second, and how many sequences a step had on average.
+ *
  * Clients sleep as those of a program would (spin_us 1): they share the processors with the
  * backend. Measures take turns, REPEATS times, so that a machine that slows down slows all. */
 #include "bench/bench.h"
@@ -27,6 +33,8 @@
 #include "support/daemon.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <math.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -46,6 +54,7 @@ enum { USERS_CLIENTS = 31, USERS_WARM_MS = 4000, USERS_MS = 10000 };
 enum { PREFIX = 1500, PREFIX_REPEATS = 7 };
 enum { STEP_CONNECTIONS = 4, STEP_EACH = 64, STEP_FROM = 100, STEP_TO = 1500, STEP_ANSWER = 1900 };
 enum { STEP_REPEATS = 9 };
+enum { CROWD_MAX = 256, CROWD_PROMPT = 128, CROWD_ANSWER = 192, CROWD_FROM = 16 };
 enum { ALICE = 65533, BOB = 65532, IDS_MAX = 2048 };
 
 static struct daemon d;
@@ -507,6 +516,115 @@ static void bench_steps(void)
     bench_row("the same, for 256 sequences per step", "us", scaled, STEP_REPEATS, "< 50");
 }
 
+/* ---- crowd ----------------------------------------------------------------------------------- */
+
+struct crowd {
+    uint32_t n_ready, go; /* rounds */
+    uint32_t n_through;
+    struct member {
+        double at_us[CROWD_ANSWER]; /* of each token of the last round */
+    } members[CROWD_MAX];
+};
+
+static struct crowd *crowd;
+
+static void keep_in_step(void *arg)
+{
+    struct member *m = arg;
+    int32_t ids[CROWD_PROMPT];
+    struct infer_event e;
+    struct infer_conn *c = join();
+    fresh_ids(ids, CROWD_PROMPT);
+    for (int i = 0; i < CROWD_PROMPT; i++) /* of the smallest vocabulary of bench_model.c */
+        ids[i] = 300 + ids[i] % 700;
+    for (uint32_t round = 1;; round++) {
+        __atomic_add_fetch(&crowd->n_ready, 1, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&crowd->go, __ATOMIC_SEQ_CST) < round)
+            usleep(500);
+        uint32_t id = submit(c, ids, CROWD_PROMPT, CROWD_ANSWER), n = 0;
+        do
+            if (next(c, id, &e) && n < CROWD_ANSWER)
+                m->at_us[n++] = now_us();
+        while (e.kind != INFER_EVENT_DONE);
+        if (n != CROWD_ANSWER)
+            die("an answer is too short");
+        __atomic_add_fetch(&crowd->n_through, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void wait_for_crowd(const uint32_t *count, uint32_t n)
+{
+    while (__atomic_load_n(count, __ATOMIC_SEQ_CST) < n) {
+        if (waitpid(-1, NULL, WNOHANG) > 0)
+            die("the daemon or a client process ended by itself");
+        usleep(1000);
+    }
+}
+
+/* All of them, once. */
+static void crowd_round(uint32_t n, uint32_t round, struct infer_conn *ask, double *ret_batch)
+{
+    struct infer_status before, after;
+    wait_for_crowd(&crowd->n_ready, n * round);
+    __atomic_store_n(&crowd->n_through, 0, __ATOMIC_SEQ_CST);
+    if (infer_status(ask, &before) < 0)
+        die("infer_status");
+    __atomic_store_n(&crowd->go, round, __ATOMIC_SEQ_CST);
+    wait_for_crowd(&crowd->n_through, n);
+    if (infer_status(ask, &after) < 0)
+        die("infer_status");
+    *ret_batch =
+        (double)(after.n_tokens - before.n_tokens) / (double)(after.n_steps - before.n_steps);
+}
+
+/* Tokens per second while all were decoding. */
+static double crowd_rate(uint32_t n)
+{
+    double from = 0, to = INFINITY, tokens = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const double *at = crowd->members[i].at_us;
+        from = at[CROWD_FROM - 1] > from ? at[CROWD_FROM - 1] : from;
+        to = at[CROWD_ANSWER - 1] < to ? at[CROWD_ANSWER - 1] : to;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t t = 0; t < CROWD_ANSWER; t++)
+            tokens += crowd->members[i].at_us[t] > from && crowd->members[i].at_us[t] <= to;
+    if (to <= from)
+        die("they were never all decoding");
+    return tokens / (to - from) * 1e6;
+}
+
+static void bench_crowd(const char *file, const char *backend, uint32_t n)
+{
+    char model[PATH_MAX], parallel[16];
+    pid_t pids[CROWD_MAX];
+    double batch;
+    snprintf(model, sizeof model, "crowd=%s", file);
+    snprintf(parallel, sizeof parallel, "%u", n);
+    const char *threads = getenv("INFERD_THREADS");
+    const char *argv[] = {"--model",    model,    "--backend",        backend,
+                          "--parallel", parallel, "--newcomer-slots", "none",
+                          "--ctx",      "512",    "--threads",        threads ? threads : "0",
+                          NULL};
+    daemon_start(&d, argv);
+    let_in();
+    crowd = shared(sizeof *crowd);
+    for (uint32_t i = 0; i < n; i++)
+        pids[i] = start_client(ALICE, keep_in_step, &crowd->members[i]);
+    struct infer_conn *ask = join();
+    crowd_round(n, 1, ask, &batch); /* prompts into the cache, steps captured */
+    for (uint32_t round = 2; round < 2 + REPEATS; round++) {
+        crowd_round(n, round, ask, &batch);
+        printf("%.1f %.1f\n", crowd_rate(n), batch);
+        fflush(stdout);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        end_client(pids[i]);
+    infer_close(ask);
+    daemon_stop(&d);
+    daemon_done(&d);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -520,6 +638,15 @@ int main(int argc, char **argv)
                  {"steps", bench_steps, true}};
     enum { N_PARTS = sizeof parts / sizeof parts[0] };
     signal(SIGPIPE, SIG_IGN);
+    if (argc >= 4 && strcmp(argv[1], "crowd") == 0) {
+        uint32_t n = argc > 4 ? (uint32_t)strtoul(argv[4], NULL, 10) : 64;
+        if (n == 0 || n > CROWD_MAX) {
+            fprintf(stderr, "bench_serve: a crowd is 1 to %d clients\n", CROWD_MAX);
+            return 2;
+        }
+        bench_crowd(argv[2], argv[3], n);
+        return 0;
+    }
     for (int i = 1; i < argc; i++) {
         int k = 0;
         while (k < N_PARTS && strcmp(argv[i], parts[k].name) != 0)

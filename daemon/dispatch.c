@@ -265,7 +265,7 @@ static bool poll_clients(struct dispatch *d)
     return any;
 }
 
-static void publish(struct dispatch *d)
+void dispatch_publish(struct dispatch *d)
 {
     for (struct client *client = d->clients; client != NULL; client = client->next)
         if (!client->closed)
@@ -414,13 +414,14 @@ bool dispatch_turn(struct dispatch *d)
     if (d->n_leaving > 0)
         dispatch_models_left(d);
     if (busy)
-        publish(d); /* QUEUED must not wait for the step */
+        dispatch_publish(d); /* QUEUED must not wait for the step */
     busy |= dispatch_step(d);
-    publish(d);
+    if (!d->late)
+        dispatch_publish(d);
     uint64_t now = clock_us();
     if (now >= d->tick_us) {
         tick(d, now);
-        publish(d); /* what it ended must be heard, also when nothing else happens */
+        dispatch_publish(d); /* what it ended must be heard, also when nothing else happens */
     }
     if (d->draining && d->drained != NULL)
         tell_drained(d);

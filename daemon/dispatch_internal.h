@@ -132,6 +132,9 @@ struct dispatch {
     uint64_t prefill_ns[INFER_MODELS_MAX]; /* per row, as measured; 0: not yet */
     struct sched_work *plan;
     struct engine_work *work;
+    bool overlaps[INFER_MODELS_MAX]; /* the model's last step let the daemon work beside it */
+    bool overlapped;                 /* and so does the one that runs */
+    bool late;                       /* what the last step gave is not published yet */
     uint64_t next_id;
     uint64_t held_bytes;
     bool stopping, draining;
@@ -159,6 +162,8 @@ struct dispatch {
 };
 
 /* dispatch.c */
+/* Makes everything that was written to the clients' rings visible, and wakes who sleeps. */
+void dispatch_publish(struct dispatch *d);
 void dispatch_flush(struct dispatch *d, struct job *job);
 void dispatch_clear_stalled(struct dispatch *d, struct job *job);
 int dispatch_send(struct message_queue *q, struct message message);
@@ -211,7 +216,9 @@ void dispatch_finish_others(struct dispatch *d, struct job *job, uint32_t finish
                             const char *text);
 
 /* dispatch_step.c */
-bool dispatch_step(struct dispatch *d); /* true: something ran */
+/* True: something ran, or can soon. Afterwards d->late: what came out is to be published beside the
+ * next step, which follows at once. */
+bool dispatch_step(struct dispatch *d);
 void dispatch_fail_all(struct dispatch *d, int code, const char *text);
 
 /* dispatch_pressure.c */

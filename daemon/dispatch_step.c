@@ -1,5 +1,9 @@
 /* dispatch_step.c: the step: who runs is the scheduler's word, what comes out goes to the clients.
  *
+ * A device that works by itself leaves this thread idle during a step: what the last step gave goes
+ * to the clients then. A system call per client that sleeps is as long as a good part of a step
+ * with many of them.
+ *
  * Between plan and step the jobs that start or come back get their pages: from the cache, from the
  * first answer of their request, or from where their state was saved. One that cannot have them now
  * runs in a later step. */
@@ -139,10 +143,35 @@ static uint32_t keep_ready(struct dispatch *d, uint32_t model, uint32_t n, uint6
 
 /* ---- the step -------------------------------------------------------------------------------- */
 
+static void publish_beside(void *ctx)
+{
+    struct dispatch *d = ctx;
+    dispatch_publish(d);
+    d->overlapped = true;
+}
+
+/* late: what the last step gave is not published yet. */
+static int run(struct dispatch *d, uint32_t model, uint32_t n, bool late)
+{
+    struct engine_model *m = &d->config.models[model];
+    for (uint32_t i = 0; i < n; i++)
+        d->work[i] = (struct engine_work){d->by_slot[d->plan[i].slot]->sequence, d->plan[i].n_rows};
+    if (late && !d->overlaps[model])
+        dispatch_publish(d); /* of another model's step */
+    d->overlapped = false;
+    m->meanwhile = publish_beside;
+    m->meanwhile_ctx = d;
+    int rc = engine_step(m, d->work, n);
+    d->overlaps[model] = d->overlapped;
+    return rc;
+}
+
 bool dispatch_step(struct dispatch *d)
 {
     uint32_t model = 0;
     uint64_t from = clock_us();
+    bool late = d->late;
+    d->late = false; /* without a step the caller publishes at once */
     dispatch_relieve(d, from);
     uint32_t n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
     if (n == 0)
@@ -150,17 +179,15 @@ bool dispatch_step(struct dispatch *d)
     n = keep_ready(d, model, n, from);
     if (n == 0)
         return true;
-    struct engine_model *m = &d->config.models[model];
-    for (uint32_t i = 0; i < n; i++)
-        d->work[i] = (struct engine_work){d->by_slot[d->plan[i].slot]->sequence, d->plan[i].n_rows};
-    int rc = engine_step(m, d->work, n);
+    int rc = run(d, model, n, late);
     if (rc < 0) {
-        step_failed(d, m, n, rc);
+        step_failed(d, &d->config.models[model], n, rc);
         return true;
     }
     uint64_t to = clock_us();
     dispatch_count_step(d, model, n, from, to);
     for (uint32_t i = 0; i < n; i++)
         after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
+    d->late = d->overlaps[model];
     return true;
 }

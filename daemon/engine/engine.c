@@ -181,7 +181,11 @@ static void publish(struct engine_sequence *s)
 int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n)
 {
     struct engine_batch *b = m->batch;
-    b->batch = (struct infer_batch){.tokens = b->tokens, .seqs = b->seqs, .outputs = b->outputs};
+    b->batch = (struct infer_batch){.tokens = b->tokens,
+                                    .seqs = b->seqs,
+                                    .outputs = b->outputs,
+                                    .meanwhile = m->meanwhile,
+                                    .meanwhile_ctx = m->meanwhile_ctx};
     for (uint32_t i = 0; i < n; i++)
         enter(m, &work[i]);
     int rc = m->page_error < 0 ? m->page_error : m->api->run(m->weights, &b->batch);

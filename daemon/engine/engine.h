@@ -51,6 +51,9 @@ struct engine_model {
     uint8_t page_key[16]; /* random; salts the index of cached prefixes */
     int page_error; /* of a page that could not be zeroed, copied or shifted: the step fails; what
                      * happens between steps goes without such a page instead */
+    /* The caller's work during a step, for backends that wait for a device; NULL: none. */
+    void (*meanwhile)(void *ctx);
+    void *meanwhile_ctx;
     struct engine_batch *batch;
 };
 

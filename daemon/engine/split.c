@@ -218,6 +218,7 @@ static int split_run(struct infer_backend_model *m, struct infer_batch *batch)
     struct infer_batch first = *batch, second = *batch;
     first.n_outputs = 0;
     first.x = second.x = m->x;
+    second.meanwhile = NULL; /* once, while the device works */
     int rc = b->sides[0].api->run(m->models[0], &first);
     if (rc < 0)
         return failed(b, 0, rc);

@@ -245,6 +245,10 @@ struct infer_batch {
      * the whole one would. The caller's; what a part takes it may write over, also when it fails.
      * NULL where the plan is whole. */
     float *x;
+    /* What the daemon has to do beside, or NULL. run() may call it, once and on its own thread,
+     * while the device works on the step and before waiting for it. It calls no backend. */
+    void (*meanwhile)(void *ctx);
+    void *meanwhile_ctx;
 };
 
 /* ---- what the daemon offers ------------------------------------------------------------------ */

@@ -334,6 +334,8 @@ int cuda_run(struct infer_backend_model *m, struct infer_batch *batch)
     if (error == cudaSuccess && batch->n_outputs)
         error = cudaMemcpyAsync(m->drawn, m->scratch.drawn, batch->n_outputs * sizeof *m->drawn,
                                 cudaMemcpyDeviceToHost, m->stream);
+    if (error == cudaSuccess && batch->meanwhile)
+        batch->meanwhile(batch->meanwhile_ctx);
     /* Also after an error: what was launched must be done before the numbers change. */
     cudaError_t waited = cudaStreamSynchronize(m->stream);
     r = cuda_check(m->backend, error != cudaSuccess ? error : waited, "running a step");

@@ -17,7 +17,7 @@
  * part with HEAD draws the same tokens as the whole would.
  *
  * Options, all whole numbers (memory and devices are for the daemon's dealing with devices):
- *   delay_us=N       each run() takes at least N microseconds ...
+ *   delay_us=N       each run() takes at least N microseconds, as if it waited for a device ...
  *   row_delay_us=N   ... and N more per row; up to SPIN_US in all by spinning, else by sleeping
  *   fail_step=N      the N-th run() fails with -EIO, those after it do not
  *   lose_step=N      the N-th run() and all after it fail with -ENODEV
@@ -109,10 +109,9 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static void delay(uint64_t us)
+static void delay_until(uint64_t end)
 {
-    uint64_t end = now_ns() + us * 1000;
-    if (us <= SPIN_US) {
+    if (end < now_ns() + SPIN_US * 1000) {
         while (now_ns() < end)
             ;
         return;
@@ -274,7 +273,7 @@ static void null_model_close(struct infer_backend_model *model)
         return;
     const struct infer_host *host = model->backend->host;
     if (model->backend->options.lose_hangs && is_lost(model->backend))
-        delay(DELAY_US_MAX);
+        delay_until(now_ns() + DELAY_US_MAX * UINT64_C(1000));
     give_pages(model);
     host->memory_give(host->ctx, model, model->model_bytes);
 }
@@ -467,8 +466,12 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
     uint64_t us = options->delay_us + options->row_delay_us * batch->n_rows;
     uint32_t hint = 0;
 
-    if (us > 0)
-        delay(us);
+    if (us > 0) { /* as a device that is waited for */
+        uint64_t end = now_ns() + us * 1000;
+        if (batch->meanwhile != NULL)
+            batch->meanwhile(batch->meanwhile_ctx);
+        delay_until(end);
+    }
     if (is_lost(backend))
         return fail(backend, -ENODEV, "the device is lost: lose_step=%llu asks for this",
                     (unsigned long long)options->lose_step);

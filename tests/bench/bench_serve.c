@@ -2,7 +2,8 @@
  *
  *   bench_serve together   one sample for tests/bench/serve.sh, which takes turns with llama.cpp
  *   bench_serve stutter | users | prefix | steps      rows of the table; all four by default
- *   bench_serve crowd FILE BACKEND [CLIENTS]          one sample for tests/bench/gpu_daemon.sh
+ *   bench_serve crowd FILE BACKEND [CLIENTS [OPTIONS]]   samples for tests/bench/gpu_daemon.sh;
+ *                                                     OPTIONS are the backend's
  *
  *   together  CLIENTS connections, each with its own thread, submit a prompt of PROMPT random
  *             tokens at once and get ANSWER tokens each; then the same requests again, whose
@@ -594,7 +595,7 @@ static double crowd_rate(uint32_t n)
     return tokens / (to - from) * 1e6;
 }
 
-static void bench_crowd(const char *file, const char *backend, uint32_t n)
+static void bench_crowd(const char *file, const char *backend, uint32_t n, const char *options)
 {
     char model[PATH_MAX], parallel[16];
     pid_t pids[CROWD_MAX];
@@ -602,9 +603,20 @@ static void bench_crowd(const char *file, const char *backend, uint32_t n)
     snprintf(model, sizeof model, "crowd=%s", file);
     snprintf(parallel, sizeof parallel, "%u", n);
     const char *threads = getenv("INFERD_THREADS");
-    const char *argv[] = {"--model",    model,    "--backend",        backend,
-                          "--parallel", parallel, "--newcomer-slots", "none",
-                          "--ctx",      "512",    "--threads",        threads ? threads : "0",
+    const char *argv[] = {"--model",
+                          model,
+                          "--backend",
+                          backend,
+                          "--parallel",
+                          parallel,
+                          "--newcomer-slots",
+                          "none",
+                          "--ctx",
+                          "512",
+                          "--threads",
+                          threads ? threads : "0",
+                          options ? "--backend-options" : NULL,
+                          options,
                           NULL};
     daemon_start(&d, argv);
     let_in();
@@ -644,7 +656,7 @@ int main(int argc, char **argv)
             fprintf(stderr, "bench_serve: a crowd is 1 to %d clients\n", CROWD_MAX);
             return 2;
         }
-        bench_crowd(argv[2], argv[3], n);
+        bench_crowd(argv[2], argv[3], n, argc > 5 ? argv[5] : NULL);
         return 0;
     }
     for (int i = 1; i < argc; i++) {

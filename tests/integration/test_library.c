@@ -194,6 +194,36 @@ static void test_a_crowd_connects_at_once(void **state)
     check_crowd("epoll");
 }
 
+/* What a step gave is seen while the next one runs, or at once when there is none. */
+static void test_tokens_come_during_the_next_step(void **state)
+{
+    enum { STEP_US = 400000, LATE_US = 250000, TOKENS = 3 };
+    struct daemon own = {0};
+    struct infer_request r;
+    struct infer_event e;
+    uint32_t id;
+    daemon_start_backend(&own, "null", "delay_us=400000");
+    struct infer_conn *c = answer_connect(&own);
+    request_hello(&r, TOKENS, 1);
+    uint64_t from = test_clock_us();
+    assert_int_equal(infer_submit(c, &r, &id), 0);
+    for (uint32_t n = 0; n < TOKENS;) {
+        assert_int_equal(infer_next(c, id, 20000, &e), 1);
+        if (e.kind != INFER_EVENT_TOKEN || !e.has_token)
+            continue;
+        n++;
+        if (program_slowness() == 1)
+            assert_in_range(test_clock_us() - from, n * STEP_US, n * STEP_US + LATE_US);
+    }
+    do
+        assert_int_equal(infer_next(c, id, 20000, &e), 1);
+    while (e.kind != INFER_EVENT_DONE);
+    if (program_slowness() == 1)
+        assert_in_range(test_clock_us() - from, TOKENS * STEP_US, TOKENS * STEP_US + LATE_US);
+    infer_close(c);
+    daemon_done(&own);
+}
+
 /* ---- the daemon dies ------------------------------------------------------------------------- */
 
 /* The bound is 100 ms; a loaded machine under sanitizers gets more. tests/bench measures it. */
@@ -682,6 +712,7 @@ int main(void)
         cmocka_unit_test(test_status_and_models),
         cmocka_unit_test(test_event_loops),
         cmocka_unit_test(test_a_crowd_connects_at_once),
+        cmocka_unit_test(test_tokens_come_during_the_next_step),
         cmocka_unit_test(test_daemon_killed_mid_stream),
         cmocka_unit_test(test_daemon_killed_while_client_sleeps),
         cmocka_unit_test(test_daemon_killed_while_epoll_waits),

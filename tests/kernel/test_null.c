@@ -62,7 +62,12 @@ static int step(struct session *s, int32_t previous, uint32_t position,
                 struct infer_batch_output *output)
 {
     struct infer_batch_seq seq = {0, 1, position, N_PAGES, pages};
-    struct infer_batch batch = {1, 1, 1, &previous, &seq, output, NULL};
+    struct infer_batch batch = {.n_rows = 1,
+                                .n_seqs = 1,
+                                .n_outputs = 1,
+                                .tokens = &previous,
+                                .seqs = &seq,
+                                .outputs = output};
     return s->api->run(s->model, &batch);
 }
 
@@ -111,7 +116,12 @@ static void batches_give_the_same_tokens(void **state)
         {.row = 2, .sample = 1, .target = -1, .sampling = &sampling[1]},
         {.row = 4, .sample = 1, .target = -1, .sampling = &sampling[1]},
     };
-    struct infer_batch batch = {5, 2, 3, tokens, seqs, outputs, NULL};
+    struct infer_batch batch = {.n_rows = 5,
+                                .n_seqs = 2,
+                                .n_outputs = 3,
+                                .tokens = tokens,
+                                .seqs = seqs,
+                                .outputs = outputs};
     session_init(&s, "");
     uint64_t takes = s.memory.takes;
     assert_int_equal(s.api->run(s.model, &batch), 0);
@@ -211,6 +221,32 @@ static void delays_are_kept(void **state)
         uint64_t start = now_ns();
         draw(&s, 1, 1, 1);
         assert_true(now_ns() - start >= cases[i].us * 1000);
+        session_done(&s);
+    }
+}
+
+static void count_up(void *ctx)
+{
+    ++*(int *)ctx;
+}
+
+static void a_delay_can_be_worked_beside(void **state)
+{
+    (void)state;
+    for (int slow = 0; slow < 2; slow++) {
+        struct session s;
+        int n = 0;
+        int32_t token = 5;
+        struct infer_batch_seq seq = {.n_rows = 1, .n_pages = 1, .pages = &(const uint32_t){0}};
+        struct infer_batch batch = {.n_rows = 1,
+                                    .n_seqs = 1,
+                                    .tokens = &token,
+                                    .seqs = &seq,
+                                    .meanwhile = count_up,
+                                    .meanwhile_ctx = &n};
+        session_init(&s, slow ? "delay_us=100" : "");
+        assert_int_equal(s.api->run(s.model, &batch), 0);
+        assert_int_equal(n, slow);
         session_done(&s);
     }
 }
@@ -388,7 +424,12 @@ static void cached_rows_can_be_checked(void **state)
     const uint32_t left[N_PAGES] = {0, 2, 3};
     struct infer_batch_seq seq = {0, 1, 2 * PAGE_TOKENS, 3, left};
     int32_t token = 9;
-    struct infer_batch batch = {1, 1, 1, &token, &seq, &output, NULL};
+    struct infer_batch batch = {.n_rows = 1,
+                                .n_seqs = 1,
+                                .n_outputs = 1,
+                                .tokens = &token,
+                                .seqs = &seq,
+                                .outputs = &output};
     session_init(&s, "check_rows=1");
     assert_int_equal(step(&s, 7, 1, &output), -EINVAL);
     for (uint32_t i = 0; i < 3 * PAGE_TOKENS; i++)
@@ -435,6 +476,7 @@ int main(void)
         cmocka_unit_test(an_end_token_can_be_asked_for),
         cmocka_unit_test(steps_fail_as_scripted),
         cmocka_unit_test(delays_are_kept),
+        cmocka_unit_test(a_delay_can_be_worked_beside),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(a_model_can_be_refused),
         cmocka_unit_test(a_device_has_its_own_memory),

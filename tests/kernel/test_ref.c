@@ -545,7 +545,12 @@ static void outputs_are_filled(void **state)
         outputs[3 * p + 2].target = 11;
     }
     struct infer_batch_seq seq = {0, LENGTH, 0, 6, pages_shuffled};
-    struct infer_batch batch = {LENGTH, 1, 3 * LENGTH, tokens, &seq, outputs, NULL};
+    struct infer_batch batch = {.n_rows = LENGTH,
+                                .n_seqs = 1,
+                                .n_outputs = 3 * LENGTH,
+                                .tokens = tokens,
+                                .seqs = &seq,
+                                .outputs = outputs};
     assert_int_equal(s->api->run(s->model, &batch), 0);
     uint32_t differ = 0;
     for (uint32_t p = 0; p < LENGTH; p++) {
@@ -719,7 +724,12 @@ static void bad_batches_are_refused(void **state)
     struct infer_batch_output outputs[2] = {{.row = 0, .target = -1}, {.row = 1, .target = -1}};
     const struct infer_batch_seq good = {0, 2, 0, 1, pages};
     struct infer_batch_seq seq = good;
-    struct infer_batch batch = {2, 1, 2, tokens, &seq, outputs, NULL};
+    struct infer_batch batch = {.n_rows = 2,
+                                .n_seqs = 1,
+                                .n_outputs = 2,
+                                .tokens = tokens,
+                                .seqs = &seq,
+                                .outputs = outputs};
     assert_int_equal(s->api->run(s->model, &batch), 0);
     tokens[1] = VOCAB;
     assert_int_equal(s->api->run(s->model, &batch), -EINVAL);

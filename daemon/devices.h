@@ -22,7 +22,7 @@
 #include <stdbool.h>
 
 #define DEVICES_MAX     16u
-#define DEVICE_NAME_MAX 40u /* with the NUL */
+#define DEVICE_NAME_MAX INFER_DEVICE_NAME_MAX
 #define DEVICE_NONE     UINT32_MAX
 
 struct device {

@@ -232,12 +232,14 @@ static int check_file(int fd, uint32_t number, struct report *report)
 static int check(const struct asked *a, struct report *report)
 {
     const struct infer_manage_request *r = &a->r;
-    const uint32_t flags = INFER_MANAGE_DRY_RUN | INFER_MANAGE_PIN | INFER_MANAGE_FORCE;
+    const uint32_t flags =
+        INFER_MANAGE_DRY_RUN | INFER_MANAGE_PIN | INFER_MANAGE_FORCE | INFER_MANAGE_DEVICE;
     if (a->bytes < INFER_MANAGE_REQUEST_MIN || r->magic != INFER_MANAGE_MAGIC ||
         r->bytes < INFER_MANAGE_REQUEST_MIN)
         return refuse(report, "this is no request of a manager");
     if (memchr(r->name, '\0', sizeof r->name) == NULL ||
-        memchr(r->file, '\0', sizeof r->file) == NULL)
+        memchr(r->file, '\0', sizeof r->file) == NULL ||
+        memchr(r->device, '\0', sizeof r->device) == NULL)
         return refuse(report, "a name is not terminated");
     if ((r->flags & ~flags) != 0)
         return report_fail(report, INFER_E_UNSUPPORTED, "flags %#x are not known",
@@ -247,6 +249,11 @@ static int check(const struct asked *a, struct report *report)
                            "%u files were announced and %s%u came; %u is the most, with LOAD alone",
                            r->n_files, a->too_many ? "more than " : "", a->n_files,
                            INFER_MANAGE_FILES_MAX);
+    if ((r->flags & INFER_MANAGE_DEVICE) != 0 && a->n_files == 0)
+        return report_fail(
+            report, INFER_E_INVALID,
+            "a device goes with a file; that of a model which the daemon lists is in "
+            "its configuration");
     int rc = check_numbers(r, report);
     for (uint32_t i = 0; i < a->n_files && rc == 0; i++)
         rc = check_file(a->files[i], i, report);
@@ -266,6 +273,8 @@ static int load(struct manager *c, struct asked *a, struct report *report)
     const char *label = r->file[0] != '\0' ? r->file : r->name;
     struct models *models = c->manage->config.models;
     uint32_t n = a->n_files;
+    if ((r->flags & INFER_MANAGE_DEVICE) != 0)
+        snprintf(options.device, sizeof options.device, "%s", r->device);
     a->n_files = 0; /* taken over */
     if ((r->flags & INFER_MANAGE_DRY_RUN) != 0)
         return models_estimate(models, label, a->files, n, &options, &c->watch, report);

@@ -67,7 +67,7 @@ struct ctl_options {
     uint32_t answers, window, sinks, keep;
     uint64_t conversation; /* 0: none */
     /* load, unload */
-    const char *name, *cache_type_k, *cache_type_v;
+    const char *name, *device, *cache_type_k, *cache_type_v;
     uint32_t context, parallel, keep_alive, pin, dry_run, force;
     /* top */
     float interval; /* seconds */

@@ -60,6 +60,7 @@ static void fill_load(const struct ctl *ctl, struct infer_load *load, struct loa
     load->name = o->name;
     load->n_context = o->context;
     load->parallel = o->parallel;
+    load->device = o->device;
     load->cache_type_k = o->cache_type_k;
     load->cache_type_v = o->cache_type_v;
     load->keep_alive_s = o->keep_alive;

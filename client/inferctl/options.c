@@ -94,6 +94,7 @@ static const struct option_row option_rows[] = {
     {"keep", 0, OPTION_FLAG, AT(keep), CTL_PROMPT, NULL, "the daemon keeps prompt and answer, to be continued"},
     {"continue", 0, OPTION_ID, AT(conversation), CTL_PROMPT, "ID", "go on with the conversation that --keep told"},
     {"name", 0, OPTION_STRING, AT(name), CTL_LOAD, "NAME", "the model's name (the file's)"},
+    {"device", 0, OPTION_STRING, AT(device), CTL_LOAD, "NAME", "what holds it: auto, cpu or cuda:0 (as configured)"},
     {"context", 0, OPTION_U32, AT(context), CTL_LOAD, "N", "tokens of the longest sequence (as configured)"},
     {"parallel", 0, OPTION_U32, AT(parallel), CTL_LOAD, "N", "sequences that run at once (as configured)"},
     {"cache-type-k", 0, OPTION_STRING, AT(cache_type_k), CTL_LOAD, "TYPE", "f16, q8_0 or q4_0 (as configured)"},

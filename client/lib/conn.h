@@ -257,4 +257,7 @@ int event_decode(struct infer_conn *c, struct request *r, struct record *record,
 /* The DONE of a request that ended from our side; removes r. */
 void event_ended(struct infer_conn *c, struct request *r, struct infer_event *ret);
 
+/* struct infer_load before it could name a device. */
+#define LOAD_OLDER_BYTES offsetof(struct infer_load, device)
+
 #endif

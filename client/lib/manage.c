@@ -243,6 +243,18 @@ static int type_of(const char *name, uint32_t *ret)
     return *ret != 0 ? 0 : fail(INFER_E_INVALID, name, "no type of f16, q8_0, q4_0");
 }
 
+static int device_of(const char *device, struct infer_manage_request *r)
+{
+    if (device == NULL)
+        return 0;
+    if (device[0] == '\0' || strlen(device) >= sizeof r->device)
+        return fail(INFER_E_INVALID, device,
+                    "no device: it is auto, cpu, cuda or one such as cuda:0");
+    r->flags |= INFER_MANAGE_DEVICE;
+    snprintf(r->device, sizeof r->device, "%s", device);
+    return 0;
+}
+
 static int fill_request(const struct infer_load *load, struct infer_manage_request *r)
 {
     memset(r, 0, sizeof *r);
@@ -260,7 +272,9 @@ static int fill_request(const struct infer_load *load, struct infer_manage_reque
         return fail(INFER_E_INVALID, load->path, "too long to be a model's name; give another");
     if (load->path != NULL && !name_of(load->path, r->file, sizeof r->file))
         snprintf(r->file, sizeof r->file, "%s", r->name);
-    int e = type_of(load->cache_type_k, &r->k_type);
+    int e = device_of(load->device, r);
+    if (e == 0)
+        e = type_of(load->cache_type_k, &r->k_type);
     return e < 0 ? e : type_of(load->cache_type_v, &r->v_type);
 }
 
@@ -269,10 +283,16 @@ API int infer_load(const struct infer_load *load, struct infer_loaded *ret)
     struct infer_manage_request request;
     struct infer_manage_event event;
     struct parts parts = {{0}, 0};
+    struct infer_load whole;
     conn_thread_detail()[0] = '\0';
-    if (load == NULL || load->bytes < sizeof *load || (load->path == NULL && load->name == NULL) ||
-        (ret != NULL && ret->bytes < sizeof *ret))
+    if (load == NULL || load->bytes < LOAD_OLDER_BYTES ||
+        (load->path == NULL && load->name == NULL) || (ret != NULL && ret->bytes < sizeof *ret))
         return -INFER_E_INVALID;
+    if (load->bytes < sizeof whole) { /* an older program's */
+        memset(&whole, 0, sizeof whole);
+        memcpy(&whole, load, LOAD_OLDER_BYTES);
+        load = &whole;
+    }
     int r = fill_request(load, &request);
     if (r == 0 && load->path != NULL)
         r = open_parts(load->path, &parts);
@@ -282,6 +302,9 @@ API int infer_load(const struct infer_load *load, struct infer_loaded *ret)
     request.n_files = parts.n;
     r = ask(load->socket, &request, parts.fds, load, &event);
     close_parts(&parts);
+    if (r == -INFER_E_UNSUPPORTED && load->device != NULL)
+        r = fail(INFER_E_UNSUPPORTED, "device",
+                 "the daemon is older than that; leave the device out, or update it");
     if (ret != NULL && event.kind == INFER_MANAGE_DONE) {
         ret->n_context = event.n_context;
         ret->weights_bytes = event.weights_bytes;

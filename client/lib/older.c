@@ -28,6 +28,9 @@ INFER_ABI_ASSERT(older_model, MODEL_BYTES % sizeof(uint64_t) == 0);
 INFER_ABI_ASSERT(older_model_3, MODEL_3_BYTES % sizeof(uint64_t) == 0);
 INFER_ABI_ASSERT(older_model_4, MODEL_4_BYTES % sizeof(uint64_t) == 0);
 
+/* What to load, before it could name a device. */
+INFER_ABI_ASSERT(older_load, LOAD_OLDER_BYTES % sizeof(uint64_t) == 0);
+
 API void infer_request_default_0(struct infer_request *request);
 API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
                      struct infer_event *ret_event);
@@ -36,6 +39,9 @@ API int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models,
 API int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 API int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 
+API void infer_load_default_3(struct infer_load *load);
+
+__asm__(".symver infer_load_default_3, infer_load_default@INFERCLIENT_3");
 __asm__(".symver infer_models_4, infer_models@INFERCLIENT_4");
 __asm__(".symver infer_models_3, infer_models@INFERCLIENT_3");
 __asm__(".symver infer_models_0, infer_models@INFERCLIENT_0");
@@ -96,4 +102,12 @@ int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, siz
 int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
 {
     return shorter_models(conn, MODEL_4_BYTES, ret_models, ret_n);
+}
+
+void infer_load_default_3(struct infer_load *load)
+{
+    struct infer_load whole;
+    infer_load_default(&whole);
+    whole.bytes = LOAD_OLDER_BYTES;
+    memcpy(load, &whole, LOAD_OLDER_BYTES);
 }

@@ -316,6 +316,7 @@ enum infer_manage_op {
 #define INFER_MANAGE_DRY_RUN 1u /* LOAD: say what it would take, and nothing more */
 #define INFER_MANAGE_PIN     2u /* LOAD: it never leaves for another model's sake */
 #define INFER_MANAGE_FORCE   4u /* UNLOAD: its requests end now */
+#define INFER_MANAGE_DEVICE  8u /* LOAD: device is set; older daemons refuse the flag */
 
 /* Of what is 0, the configuration's. */
 struct infer_manage_request {
@@ -329,7 +330,8 @@ struct infer_manage_request {
     uint32_t keep_alive_s; /* 0: it stays; INFER_MANAGE_DEFAULT */
     uint32_t n_files;      /* descriptors with this message; 0: of LOAD, the model that is listed */
     char name[INFER_MODEL_NAME_MAX];
-    char file[INFER_MODEL_NAME_MAX]; /* what messages call the file */
+    char file[INFER_MODEL_NAME_MAX];    /* what messages call the file */
+    char device[INFER_DEVICE_NAME_MAX]; /* with DEVICE: "auto", "cpu", "cuda" or "cuda:0" */
 };
 
 enum infer_manage_kind { INFER_MANAGE_PROGRESS = 1, INFER_MANAGE_DONE = 2 };
@@ -363,7 +365,8 @@ INFER_ABI_ASSERT(queued, sizeof(struct infer_abi_queued) == 40);
 INFER_ABI_ASSERT(token, sizeof(struct infer_abi_token) == 32);
 INFER_ABI_ASSERT(result, sizeof(struct infer_abi_result_head) == 24);
 INFER_ABI_ASSERT(done, sizeof(struct infer_abi_done) == 64);
-INFER_ABI_ASSERT(manage_request, sizeof(struct infer_manage_request) == INFER_MANAGE_REQUEST_MIN);
+INFER_ABI_ASSERT(manage_request, sizeof(struct infer_manage_request) ==
+                                     INFER_MANAGE_REQUEST_MIN + INFER_DEVICE_NAME_MAX);
 INFER_ABI_ASSERT(manage_event, sizeof(struct infer_manage_event) == INFER_MANAGE_EVENT_MIN);
 
 #ifdef __cplusplus

@@ -227,7 +227,8 @@ struct infer_model {
     uint64_t done_bytes, total_bytes; /* LOADING: of the file */
     int32_t error;                    /* FAILED: why, an INFER_E_ code */
     uint32_t reserved;
-    char device[40];        /* what it runs on, "cpu" or "cuda:0"; of older daemons "" */
+    char
+        device[INFER_DEVICE_NAME_MAX]; /* what it runs on, "cpu" or "cuda:0"; of older daemons "" */
     uint64_t device_memory; /* of that device: bytes of its own, where weights, the pages of the
                              * state and scratch are; 0: it uses the host's */
     uint64_t device_free;   /* of these, what is free now */
@@ -399,6 +400,7 @@ struct infer_load {
      * CANCELLED. May be NULL. */
     int (*progress)(void *ctx, uint64_t done_bytes, uint64_t total_bytes);
     void *progress_ctx;
+    const char *device; /* what holds it: "auto", "cpu", "cuda:0"; NULL: the configuration's */
 };
 
 /* What it takes, by purpose. */

@@ -22,6 +22,7 @@
 #define INFER_REQUEST_BYTES_MAX (4u << 20)
 
 #define INFER_MODEL_NAME_MAX     64u  /* with the NUL; also what a status line can show */
+#define INFER_DEVICE_NAME_MAX    40u  /* likewise; "cuda:0" */
 #define INFER_CLIENT_NAME_MAX    32u  /* with the NUL; shown by status */
 #define INFER_DETAIL_MAX         512u /* with the NUL; one sentence that names numbers */
 #define INFER_MESSAGES_MAX       4096u

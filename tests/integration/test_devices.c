@@ -123,6 +123,55 @@ static void a_device_that_is_not_open(void **state)
     infer_close(c);
 }
 
+/* What `inferctl load --device` does. */
+static void a_manager_names_the_device(void **state)
+{
+    (void)state;
+    struct infer_load load;
+    infer_load_default(&load);
+    load.path = DAEMON_MODEL;
+    load.n_context = 2048;
+    load.parallel = 1;
+    start_with("268435456", "", "device = cpu\n", "[model listed]\n@");
+    load.socket = d.socket;
+    struct infer_conn *c = open_conn();
+    static const struct {
+        const char *device, *on;
+    } cases[] = {{NULL, "cpu"},
+                 {"auto", "null:0"},
+                 {"null", "null:0"},
+                 {"cpu", "cpu"},
+                 {"null:0", "null:0"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        load.name = "asked";
+        load.device = cases[i].device;
+        if (infer_load(&load, NULL) < 0)
+            fail_msg("%s: %s", cases[i].device, infer_detail(NULL));
+        expect_on(c, "asked", cases[i].on);
+        assert_int_equal(infer_unload(d.socket, "asked", 0), 0);
+    }
+    load.device = "cuda:0";
+    assert_int_equal(infer_load(&load, NULL), -INFER_E_BACKEND_LOAD);
+    assert_non_null(strstr(infer_detail(NULL), "the device 'cuda:0', which is not open"));
+    load.device = "";
+    assert_int_equal(infer_load(&load, NULL), -INFER_E_INVALID);
+    load.device = "a device whose name is longer than a name can be";
+    assert_int_equal(infer_load(&load, NULL), -INFER_E_INVALID);
+    load.device = "cpu";
+    load.path = NULL;
+    load.name = "listed";
+    assert_int_equal(infer_load(&load, NULL), -INFER_E_INVALID);
+    assert_non_null(strstr(infer_detail(NULL), "a device goes with a file"));
+    load.path = DAEMON_MODEL;
+    load.name = "asked";
+    /* A program from before devices. */
+    load.device = (const char *)1;
+    load.bytes = offsetof(struct infer_load, device);
+    assert_int_equal(infer_load(&load, NULL), 0);
+    expect_on(c, "asked", "cpu");
+    infer_close(c);
+}
+
 static void a_device_that_refuses_a_model_is_passed_over(void **state)
 {
     (void)state;
@@ -493,6 +542,7 @@ int main(void)
         TEST(a_model_that_the_device_never_holds),
         TEST(the_second_device_comes_before_the_processors),
         TEST(a_device_that_is_not_open),
+        TEST(a_manager_names_the_device),
         TEST(a_device_that_refuses_a_model_is_passed_over),
         TEST(auto_is_the_processors),
         TEST(what_leaves_leaves_the_device),

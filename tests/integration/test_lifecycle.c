@@ -407,6 +407,11 @@ static void requests_that_are_none(void **state)
     manage_send(s, &r, sizeof r, &fd, 1);
     assert_int_equal(manage_done(s), INFER_E_BAD_REQUEST);
     r = good;
+    r.flags = INFER_MANAGE_DEVICE;
+    memset(r.device, 'a', sizeof r.device);
+    manage_send(s, &r, sizeof r, &fd, 1);
+    assert_int_equal(manage_done(s), INFER_E_BAD_REQUEST);
+    r = good;
     r.op = INFER_MANAGE_UNLOAD;
     manage_send(s, &r, sizeof r, &fd, 1); /* descriptors with something else */
     assert_int_equal(manage_done(s), INFER_E_BAD_REQUEST);

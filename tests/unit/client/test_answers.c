@@ -187,12 +187,21 @@ static void test_programs_of_the_second_form(void **state)
         int (*submit)(struct infer_conn *, const struct infer_request *, uint32_t *);
         int (*connect)(const struct infer_connect_options *, struct infer_conn **);
         void (*close)(struct infer_conn *);
+        void (*load_default)(struct infer_load *);
     } call;
     struct infer_connect_options o = {.socket = f->daemon->path};
     struct infer_conn *c;
     struct infer_request r;
     struct infer_event e;
+    struct infer_load load;
     uint32_t id;
+    memset(&load, 0xaa, sizeof load);
+    call.symbol = dlvsym(library, "infer_load_default", "INFERCLIENT_3");
+    assert_non_null(call.symbol);
+    call.load_default(&load);
+    assert_int_equal(load.bytes, offsetof(struct infer_load, device));
+    assert_true(load.keep_alive_s == UINT32_MAX && load.progress_ctx == NULL);
+    assert_true((uintptr_t)load.device == (uintptr_t)0xaaaaaaaaaaaaaaaa);
     call.symbol = dlvsym(library, "infer_connect", "INFERCLIENT_0");
     assert_int_equal(call.connect(&o, &c), 0);
 

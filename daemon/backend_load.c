@@ -129,21 +129,23 @@ static int open_backend(struct backend *b, const char *options, const struct inf
     int r = find_api(b->path, b->handle, &b->api, report);
     if (r < 0)
         return r;
-    r = b->api->open(host, options != NULL ? options : "", &b->instance);
+    options = options != NULL ? options : "";
+    r = b->api->open(host, options, &b->instance);
+    const char *why = r < 0 ? b->api->last_error(NULL) : "";
     if (r == -EINVAL) {
-        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s does not take the options '%.100s'",
-                    b->api->name, options != NULL ? options : "");
+        report_fail(report, INFER_E_BACKEND_LOAD,
+                    "backend %s does not take the options '%.100s': %.200s", b->api->name, options,
+                    why);
         return r;
     }
     if (r == -ENODEV) {
-        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s finds no device%s%.100s",
-                    b->api->name, options != NULL && options[0] != '\0' ? " for the options " : "",
-                    options != NULL ? options : "");
+        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s finds no device%s%.100s: %.200s",
+                    b->api->name, options[0] != '\0' ? " for the options " : "", options, why);
         return r;
     }
     if (r < 0)
-        return report_fail(report, INFER_E_BACKEND_LOAD, "backend %s cannot start: %s",
-                           b->api->name, strerror(-r));
+        return report_fail(report, INFER_E_BACKEND_LOAD, "backend %s cannot start: %s: %.200s",
+                           b->api->name, strerror(-r), why);
     if (b->instance == NULL)
         return fail(report, b->path, "it started without an instance");
     return 0;

@@ -29,8 +29,9 @@
  * no such device) or -EINVAL (there is no such option). Instances share nothing but the table.
  *
  * Errors: 0, or a negative errno; last_error() then holds one sentence, of the calling thread's
- * last failure. -EIO from run() means that
- * this batch failed and the backend is sound; -ENODEV that the backend is lost for good. */
+ * last failure (after open() failed, of NULL): the daemon tells it, the backend need not log it.
+ * -EIO from run() means that this batch failed and the backend is sound; -ENODEV that the backend
+ * is lost for good. */
 #ifndef INFERD_BACKEND_H
 #define INFERD_BACKEND_H
 

@@ -126,11 +126,8 @@ static int cpu_open(const struct infer_host *host, const char *text, struct infe
 {
     struct options o = {.threads = host->n_cpus};
     int r = parse(&o, text);
-    if (r < 0) {
-        host->log(host->ctx, INFER_LOG_ERROR,
-                  "cpu: the options are isa=avx512|avx2|plain and threads=1..256");
-        return r;
-    }
+    if (r < 0)
+        return cpu_fail(NULL, r, "the options are isa=avx512|avx2|plain and threads=1..256");
     if (o.threads < 1)
         o.threads = 1;
     if (o.threads > CPU_THREADS_MAX)
@@ -138,23 +135,22 @@ static int cpu_open(const struct infer_host *host, const char *text, struct infe
 
     struct infer_backend *backend = calloc(1, sizeof *backend);
     if (!backend)
-        return -ENOMEM;
+        return cpu_fail(NULL, -ENOMEM, "no memory for the backend");
     backend->host = host;
     if (!choose_isa(&backend->isa, o.isa)) {
-        host->log(host->ctx, INFER_LOG_ERROR, "cpu: this processor lacks the instructions asked");
         cpu_close(backend);
-        return -ENOTSUP;
+        return cpu_fail(NULL, -ENOTSUP, "this processor lacks the instructions of isa=%s", o.isa);
     }
     void *pool = NULL;
     if (posix_memalign(&pool, 128, sizeof(struct cpu_pool)) != 0) {
         cpu_close(backend);
-        return -ENOMEM;
+        return cpu_fail(NULL, -ENOMEM, "no memory for the threads");
     }
     r = cpu_pool_init(pool, o.threads, host->cpus, host->n_cpus, host->nodes, host->n_nodes);
     if (r < 0) {
         free(pool);
         cpu_close(backend);
-        return r;
+        return cpu_fail(NULL, r, "%u threads cannot be started", o.threads);
     }
     backend->pool = pool;
     *ret = backend;

@@ -178,12 +178,8 @@ static int cuda_open(const struct infer_host *host, const char *text, struct inf
         if (!backend)
             r = cuda_fail(-ENOMEM, "no memory for the backend");
     }
-    if (r < 0) {
-        /* Whoever asked for this backend shall read why; what asks whether there is one shall not
-         * fill the log. */
-        cuda_log(&b, r == -ENODEV ? INFER_LOG_INFO : INFER_LOG_ERROR, "cuda: %s", last_error);
+    if (r < 0) /* why is told by the daemon, once, if whoever asked is to hear of it at all */
         return r;
-    }
     *backend = b;
     *ret = backend;
     return 0;

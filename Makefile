@@ -257,7 +257,10 @@ system_tests := $(patsubst tests/%.c,$(B)/tests/%,$(wildcard tests/golden/test_*
 script_tests := $(wildcard tests/golden/test_*.sh tests/hostile/test_*.sh tests/integration/test_*.sh tests/sim/test_*.sh)
 test_cflags := -std=gnu11 -Itests -Idaemon -Ikernels -Wno-missing-prototypes
 # test_arch and test_window go below the daemon: through model/, and engine/, to a backend.
-$(B)/tests/golden/test_arch: $(call room_archive,model) $(call room_archive,base)
+$(B)/tests/golden/test_arch: $(call room_archive,model) $(call room_archive,base) | $(cuda_emulated_lib)
+$(B)/tests/gpu/golden/test_arch: $(B)/tests/golden/test_arch | $(cuda_lib)
+	@mkdir -p $(@D)
+	$(Q)cp $< $@
 $(B)/tests/golden/test_window: $(foreach r,engine kv model base,$(call room_archive,$(r)))
 $(B)/tests/golden/test_arch $(B)/tests/golden/test_window: $(B)/tests/golden/test_%: $(O)/tests/golden/test_%.o | $(backend_libs)
 	@mkdir -p $(@D)
@@ -319,8 +322,8 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
 $(B)/tests/kernel/test_cuda $(B)/tests/kernel/test_parts $(B)/tests/golden/test_greedy: | $(cuda_emulated_lib)
-gpu_backend_tests := $(addprefix $(B)/tests/gpu/kernel/,test_cuda test_parts)
-$(gpu_backend_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
+whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda parts)
+$(whole_gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
 	$(Q)$(CC) $(ldflags) -o $@ $(filter %.o,$^) -lcmocka -lpthread -lm -ldl
@@ -387,7 +390,7 @@ sim: $(B)/tests/sim/sim
 	$(B)/tests/sim/sim $(SEED) $(SEEDS)
 
 # Where there is a GPU, and nvcc to build for it: the same tests on the real thing.
-gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(gpu_backend_tests))
+gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(whole_gpu_tests) $(B)/tests/gpu/golden/test_arch)
 check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
 

@@ -54,8 +54,8 @@ for word in $plan; do
     case $word in
     check)
         # cmocka's library may lie beside the programs, where the machine has none.
-        export LD_LIBRARY_PATH=$build/tests/gpu${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        for program in "$build"/tests/gpu/kernel/test_*; do
+        export LD_LIBRARY_PATH=$build/tests/gpu:$build/bundle/lib/inferd${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        for program in "$build"/tests/gpu/*/test_*; do
             log=$(mktemp)
             INFERD_TEST_CUDA=1 timeout 300 "$program" >"$log" 2>&1
             code=$?

@@ -298,9 +298,12 @@ static bool check_architecture(struct runner *r, const char *name, uint32_t cach
     return whole < r->tolerance && pieces < r->tolerance;
 }
 
-static void check_backend(const char *name, double tolerance, uint32_t cache_type)
+static const char *const architectures[] = {"qwen3", "llama", "llama3", "mistral", "qwen2"};
+enum { N_ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
+
+/* The first n of them. */
+static void check_some(const char *name, double tolerance, uint32_t cache_type, unsigned n)
 {
-    static const char *const architectures[] = {"llama", "llama3", "mistral", "qwen2", "qwen3"};
     static struct runner r;
     const char *build = getenv("INFERD_BUILD");
     char path[256];
@@ -321,11 +324,16 @@ static void check_backend(const char *name, double tolerance, uint32_t cache_typ
     r.api = entry();
     assert_int_equal(r.api->abi, INFER_BACKEND_ABI);
     unsigned wrong = 0;
-    for (size_t i = 0; i < sizeof architectures / sizeof architectures[0]; i++)
+    for (unsigned i = 0; i < n; i++)
         wrong += !check_architecture(&r, architectures[i], cache_type);
     dlclose(r.library);
     if (wrong > 0)
         fail_msg("%u architectures have errors not below %g", wrong, tolerance);
+}
+
+static void check_backend(const char *name, double tolerance, uint32_t cache_type)
+{
+    check_some(name, tolerance, cache_type, N_ARCHITECTURES);
 }
 
 static void ref_float32_cache(void **state)
@@ -346,12 +354,29 @@ static void cpu_float16_cache(void **state)
     check_backend("cpu", 5e-3, INFER_TYPE_F16);
 }
 
+/* On this machine's GPU; else emulated, which sanitizers slow down tenfold. */
+static void cuda_float16_cache(void **state)
+{
+    (void)state;
+    const char *real = getenv("INFERD_TEST_CUDA");
+#ifdef __SANITIZE_ADDRESS__
+    const unsigned n = 1;
+#else
+    const unsigned n = N_ARCHITECTURES;
+#endif
+    if (real != NULL && strcmp(real, "1") == 0)
+        check_backend("cuda", 5e-3, INFER_TYPE_F16);
+    else
+        check_some("cuda-emulated", 5e-3, INFER_TYPE_F16, n);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(ref_float32_cache),
         cmocka_unit_test(ref_float16_cache),
         cmocka_unit_test(cpu_float16_cache),
+        cmocka_unit_test(cuda_float16_cache),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

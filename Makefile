@@ -4,7 +4,8 @@
 #   make try        ask the embedded model a question (installs what is missing first)
 #   make check      all tests, also under sanitizers, with both compilers (likewise)
 #   make check-layers, check-format, check-unit     parts of it
-#   make check-gpu  the tests of the CUDA backend, on this machine's GPU
+#   make check-gpu  the tests of the CUDA backend, on this machine's GPU; make check-gpu-sanitize:
+#                   under compute-sanitizer
 #   make sim SEEDS=N                  N simulated days of the daemon (tests/sim)
 #   make bench-gpu  its figures, with the clocks and power seen; make gpu: what that needs
 #   make bench, make bench-serve      the figures of README, beside llama.cpp
@@ -375,7 +376,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 	$(Q)$(CC) $(ldflags) -Wl,-rpath,'$$ORIGIN/../..' -o $@ $< $(support_objects) -L$(B) -linferclient -lcmocka -ljansson -lpthread -lm
 
 .SECONDARY:
-.PHONY: tests sim check check-unit check-gpu check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load bench-service
+.PHONY: tests sim check check-unit check-gpu check-gpu-sanitize check-layers check-format check-long deps deps-check try clean format bench bench-serve bench-load bench-service
 tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests) $(B)/tests/sim/sim
 
 # Emulated thread by thread and under sanitizers these take minutes: `make SAN=1 check-long` has them.
@@ -393,6 +394,9 @@ sim: $(B)/tests/sim/sim
 gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(whole_gpu_tests) $(B)/tests/gpu/golden/test_arch)
 check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
+# And under compute-sanitizer: the kernels alone, then whole steps.
+check-gpu-sanitize: $(if $(cuda_lib),all) $(gpu_programs)
+	@INFERD_BUILD=$(B) tests/gpu.sh --sanitize $(if $(cuda_lib),$(gpu_tests) $(B)/tests/gpu/kernel/test_cuda)
 
 # What a machine with a GPU and no compilers needs for tests/bench/gpu.sh and gpu_daemon.sh, cmocka
 # included.

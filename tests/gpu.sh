@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
-# gpu.sh PROGRAM...: what `make check-gpu` runs: the tests of the CUDA backend, built for the real
-# thing, on this machine's GPU. Without programs (no nvcc) or without a GPU it says so and is done.
+# gpu.sh [--sanitize[=TOOL,...]] PROGRAM...: what `make check-gpu` runs: the tests of the CUDA backend,
+# built for the real thing, on this machine's GPU. Without programs (no nvcc) or without a GPU it
+# says so and is done.
 #
-#   INFERD_BUILD   folder of the built programs (build)
+# With --sanitize each program runs once under each TOOL of NVIDIA's compute-sanitizer (memcheck,
+# racecheck and initcheck), where that is installed: tens of times slower. A finding fails the program.
+# What the runtime's own calls return is not a finding: tests provoke errors and look at them.
+#
+#   INFERD_BUILD          folder of the built programs (build)
+#   INFERD_TEST_TIMEOUT   seconds for one program (180; 1800 with --sanitize)
+#   INFERD_TEST_JOBS      how many at a time (run.sh; with --sanitize 2: they share the GPU)
 #
 # The last line of the output is exactly "N passed, N failed, N skipped".
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
+build=${INFERD_BUILD:-build}
 
 skip() {
     echo "check-gpu: skipped: $1"
@@ -14,10 +22,41 @@ skip() {
     exit 0
 }
 
+tools=
+case ${1:-} in
+--sanitize) tools=memcheck,racecheck,initcheck ;;
+--sanitize=*) tools=${1#*=} ;;
+esac
+[ -z "$tools" ] || shift
+
 [ $# -gt 0 ] || skip "nvcc was not found, or CUDA=0, SAN=1 or another compiler than gcc was asked for"
 gpus=$(nvidia-smi -L 2>/dev/null) || gpus=
 [ -n "$gpus" ] || compgen -G '/dev/nvidia[0-9]*' >/dev/null || skip "this machine has no NVIDIA GPU, or no driver for it"
 
 echo "${gpus:-$(compgen -G '/dev/nvidia[0-9]*')}"
 export INFERD_TEST_CUDA=1
-exec tests/run.sh "$@"
+[ -n "$tools" ] || exec tests/run.sh "$@"
+
+sanitizer=$(command -v compute-sanitizer) || sanitizer=
+for path in /usr/local/cuda/bin /usr/local/cuda/compute-sanitizer; do
+    [ -n "$sanitizer" ] || [ ! -x "$path/compute-sanitizer" ] || sanitizer=$path/compute-sanitizer
+done
+[ -n "$sanitizer" ] || skip "compute-sanitizer was not found; it comes with the CUDA toolkit"
+
+# A script for each, with the program's name, so that run.sh counts what it says.
+rm -rf "$build/tests/sanitize"
+scripts=()
+for tool in ${tools//,/ }; do
+    for program in "$@"; do
+        script=$build/tests/sanitize/$tool/${program##*/}
+        mkdir -p "${script%/*}"
+        cat >"$script" <<SCRIPT
+#!/bin/sh
+exec '$sanitizer' --tool $tool --error-exitcode 86 --report-api-errors no --print-limit 20 '$program'
+SCRIPT
+        chmod +x "$script"
+        scripts+=("$script")
+    done
+done
+export INFERD_TEST_TIMEOUT=${INFERD_TEST_TIMEOUT:-1800} INFERD_TEST_JOBS=${INFERD_TEST_JOBS:-2}
+exec tests/run.sh "${scripts[@]}"

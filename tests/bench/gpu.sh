@@ -4,11 +4,12 @@
 # Needs nothing but the driver and what `make gpu` put into INFERD_BUILD (build): it may be
 # carried to a machine without compilers. PLAN is a list of words:
 #   check       the tests of tests/gpu
+#   sanitize    those of its kernels under compute-sanitizer, where that is (tests/gpu.sh): long
 #   q4_0 q4_k f16   the 8B shape in that type: decode, depth, batches, prefill
 #   1b          the 1B shape in F16
 #   profile     where the time of the 8B shape in Q4_0 goes, kernel by kernel
 #   launches    the same without captured steps
-# Without it: all but the last. Figures are of normally distributed weights (bench_cuda.c); the tests run
+# Without it: all but sanitize and launches. Figures are of normally distributed weights (bench_cuda.c); the tests run
 # first, because a wrong result's speed is of no interest.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 2
@@ -64,6 +65,10 @@ for word in $plan; do
             rm -f "$log"
             [ $code = 0 ] || { echo "FAIL $program: $code"; status=1; }
         done
+        ;;
+    sanitize)
+        export LD_LIBRARY_PATH=$build/tests/gpu:$build/bundle/lib/inferd${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        tests/gpu.sh --sanitize "$build"/tests/gpu/kernel/test_* || status=1
         ;;
     q4_0 | q4_k | f16) measure --shape 8b --type "$word" ;;
     1b) measure --shape 1b --type f16 --cases decode,deep ;;

@@ -16,6 +16,8 @@
 # and tests/gpu may be carried to a machine without compilers.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/bench.bash
+source tests/bench/bench.bash
 
 build=${INFERD_BUILD:-build}
 shape=${INFERD_BENCH_SHAPE:-8b}
@@ -46,11 +48,8 @@ if [ -z "$file" ]; then
     "$bench/bench_model" "$shape" "$type" "$file"
 fi
 
-say() {
+tell() { # WHAT VALUES
     printf '%-44s %s\n' "$@"
-}
-median() { # VALUE...
-    printf '%s\n' "$@" | sort -g | awk '{v[NR] = $1} END {print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'
 }
 calculate() {
     awk "BEGIN {$1}"
@@ -71,13 +70,13 @@ load() {
     bus=$("$bench/bench_cuda" --copy yes 2>/dev/null | awk '{print $1 / 1e6}') || true
     took=$(median "${loaded[@]}")
     rate=$(calculate "print $bytes / 1e3 / $took")
-    say "file, MB" "$(calculate "printf \"%.0f\", $bytes / 1e6")"
-    say "raw read, MB/s (of $repeats)" "$(for i in "${raw[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
-    say "weight streamer alone, MB/s" "$(for i in "${streamer[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
-    say "copy of pinned memory, MB/s" "${bus:-no GPU}"
-    say "load through the daemon, ms" "${loaded[*]}"
-    say "load through the daemon, MB/s" "$(calculate "printf \"%.0f\", $rate")"
-    say "load / min(raw read, pinned copy), goal 0.9" \
+    tell "file, MB" "$(calculate "printf \"%.0f\", $bytes / 1e6")"
+    tell "raw read, MB/s (of $repeats)" "$(for i in "${raw[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
+    tell "weight streamer alone, MB/s" "$(for i in "${streamer[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
+    tell "copy of pinned memory, MB/s" "${bus:-no GPU}"
+    tell "load through the daemon, ms" "${loaded[*]}"
+    tell "load through the daemon, MB/s" "$(calculate "printf \"%.0f\", $rate")"
+    tell "load / min(raw read, pinned copy), goal 0.9" \
         "$(calculate "m = $disk; b = ${bus:-0}; if (b > 0 && b < m) m = b; printf \"%.3f\", $rate / m")"
 }
 
@@ -94,10 +93,10 @@ serve() {
     after=$(alone)
     # shellcheck disable=SC2046 # a word each
     through=$(median $(awk '{print $1}' <<<"$rows"))
-    say "backend alone, $clients sequences at 128, tok/s" "$before $after"
-    say "$clients client processes, tok/s" "$(awk '{printf "%s ", $1}' <<<"$rows")"
-    say "sequences per step, all of a round" "$(awk '{printf "%s ", $2}' <<<"$rows")"
-    say "through the daemon / alone, goal 0.95" "$(calculate "printf \"%.3f\", $through / (($before + $after) / 2)")"
+    tell "backend alone, $clients sequences at 128, tok/s" "$before $after"
+    tell "$clients client processes, tok/s" "$(awk '{printf "%s ", $1}' <<<"$rows")"
+    tell "sequences per step, all of a round" "$(awk '{printf "%s ", $2}' <<<"$rows")"
+    tell "through the daemon / alone, goal 0.95" "$(calculate "printf \"%.3f\", $through / (($before + $after) / 2)")"
 }
 
 for part in $parts; do

@@ -17,10 +17,12 @@
 # without that the file alone is dropped from it, as far as the kernel agrees.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/bench.bash
+source tests/bench/bench.bash
 
 export INFERD_BUILD=${INFERD_BUILD:-build}
 repeats=${INFERD_REPEATS:-5}
-threads=${INFERD_THREADS:-$(($(nproc) < 16 ? $(nproc) : 16))}
+threads=$(bench_threads)
 export INFERD_THREADS=$threads
 parts=${*:-read start}
 IFS=: read -r -a models <<<"${INFERD_SYNTHETIC:-models/unix-46m-Q6_K.gguf}"
@@ -31,22 +33,6 @@ rows=$(mktemp)
 trap 'rm -f "$rows"' EXIT
 dropped="caches dropped before each"
 
-say() {
-    echo "bench: $*" >&2
-}
-
-# row NAME UNIT GOAL VALUE...: median and range of the values
-row() {
-    local name=$1 unit=$2 goal=$3
-    shift 3
-    printf '%s\n' "$@" | sort -g | awk -v name="$name" -v unit="$unit" -v goal="$goal" '
-        {v[NR] = $1}
-        END {m = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
-             printf "%s|%s|%.4g|%.4g|%.4g|%d|%s\n", name, unit, m, v[1], v[NR], NR, goal}' >>"$rows"
-}
-quotient() {
-    awk "BEGIN {print $1 / $2}"
-}
 now_ms() {
     awk "BEGIN {printf \"%.3f\", ${EPOCHREALTIME/,/.} * 1000}"
 }
@@ -140,7 +126,4 @@ for model in "${models[@]}"; do
     done
 done
 
-printf '\n%s, %s, %d threads; %s\n\n' "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" \
-    "$(uname -sr)" "$threads" "$dropped"
-awk -F '|' 'BEGIN {printf "%-64s %10s %10s %10s %4s  %-9s %s\n", "", "median", "lowest", "highest", "n", "unit", "goal"}
-    {printf "%-64s %10s %10s %10s %4s  %-9s %s\n", $1, $3, $4, $5, $6, $2, $7}' "$rows"
+table 64 "$threads" "$dropped"

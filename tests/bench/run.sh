@@ -11,10 +11,12 @@
 # Sides take turns, repeat by repeat, so that a machine that slows down slows both.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/bench.bash
+source tests/bench/bench.bash
 
 export INFERD_BUILD=${INFERD_BUILD:-build}
 repeats=${INFERD_REPEATS:-5}
-threads=${INFERD_THREADS:-$(($(nproc) < 16 ? $(nproc) : 16))}
+threads=$(bench_threads)
 parts=${*:-ring start peer}
 rows=$(mktemp)
 folder=$(mktemp -d "${TMPDIR:-/tmp}/inferd-bench.XXXXXX")
@@ -27,20 +29,6 @@ trap cleanup EXIT
 
 wants() {
     [[ " $parts " == *" $1 "* ]]
-}
-
-say() {
-    echo "bench: $*" >&2
-}
-
-# row NAME UNIT GOAL VALUE...: median and range of the values
-row() {
-    local name=$1 unit=$2 goal=$3
-    shift 3
-    printf '%s\n' "$@" | sort -g | awk -v name="$name" -v unit="$unit" -v goal="$goal" '
-        {v[NR] = $1}
-        END {m = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
-             printf "%s|%s|%.4g|%.4g|%.4g|%d|%s\n", name, unit, m, v[1], v[NR], NR, goal}' >>"$rows"
 }
 
 peer_python() {
@@ -74,10 +62,6 @@ start_daemon() { # MODEL
 ours() { # JSON KIND
     tr -d '\n ' <<<"$1" | grep -o "\"test\":\"$2[0-9]*\"[^}]*" | sed 's/.*"median":\([0-9.e+-]*\).*/\1/'
 }
-theirs() {
-    tr -d '\n ' <<<"$1" | sed "s/.*\"$2\":\[\([0-9.e+-]*\).*/\1/"
-}
-
 compare() { # MODEL PYTHON
     local model=$1 python=$2 name json peer our_pp=() our_tg=() peer_pp=() peer_tg=() ratio_pp=() ratio_tg=()
     name=$(basename "$model" .gguf)
@@ -91,8 +75,8 @@ compare() { # MODEL PYTHON
         peer=$("$python" tests/bench/peer.py "$model" --prompt-tokens 512 --tokens 128 --threads "$threads")
         our_pp+=("$(ours "$json" pp)") our_tg+=("$(ours "$json" tg)")
         peer_pp+=("$(theirs "$peer" pp)") peer_tg+=("$(theirs "$peer" tg)")
-        ratio_pp+=("$(awk "BEGIN {print ${our_pp[i]} / ${peer_pp[i]}}")")
-        ratio_tg+=("$(awk "BEGIN {print ${our_tg[i]} / ${peer_tg[i]}}")")
+        ratio_pp+=("$(quotient "${our_pp[i]}" "${peer_pp[i]}")")
+        ratio_tg+=("$(quotient "${our_tg[i]}" "${peer_tg[i]}")")
     done
     kill "$daemon"
     wait "$daemon" || true
@@ -123,6 +107,4 @@ if wants peer; then
     fi
 fi
 
-printf '\n%s, %s, %d threads\n\n' "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$(uname -sr)" "$threads"
-awk -F '|' 'BEGIN {printf "%-52s %10s %10s %10s %4s  %-9s %s\n", "", "median", "lowest", "highest", "n", "unit", "goal"}
-    {printf "%-52s %10s %10s %10s %4s  %-9s %s\n", $1, $3, $4, $5, $6, $2, $7}' "$rows"
+table 52 "$threads"

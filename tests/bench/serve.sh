@@ -11,10 +11,12 @@
 # root, for a second user.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/bench/bench.bash
+source tests/bench/bench.bash
 
 export INFERD_BUILD=${INFERD_BUILD:-build}
 repeats=${INFERD_REPEATS:-5}
-threads=${INFERD_THREADS:-$(($(nproc) < 16 ? $(nproc) : 16))}
+threads=$(bench_threads)
 export INFERD_THREADS=$threads
 model=models/unix-46m-Q6_K.gguf
 bench=$INFERD_BUILD/tests/bench/bench_serve
@@ -22,31 +24,10 @@ parts=${*:-together stutter users prefix steps}
 rows=$(mktemp)
 trap 'rm -f "$rows"' EXIT
 
-say() {
-    echo "bench: $*" >&2
-}
-
-# row NAME UNIT GOAL VALUE...: median and range of the values
-row() {
-    local name=$1 unit=$2 goal=$3
-    shift 3
-    printf '%s\n' "$@" | sort -g | awk -v name="$name" -v unit="$unit" -v goal="$goal" '
-        {v[NR] = $1}
-        END {m = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
-             printf "%s|%s|%.4g|%.4g|%.4g|%d|%s\n", name, unit, m, v[1], v[NR], NR, goal}' >>"$rows"
-}
-
-# The value after a name, of bench_serve's line and of the peer's JSON.
+# The value after a name, of bench_serve's line.
 ours() { # LINE NAME
     sed "s/.*$2 \([0-9.]*\).*/\1/" <<<"$1"
 }
-theirs() {
-    tr -d '\n ' <<<"$1" | sed "s/.*\"$2\":\[\([0-9.e+-]*\).*/\1/"
-}
-quotient() {
-    awk "BEGIN {print $1 / $2}"
-}
-
 together() {
     local python=${INFERD_PEER_PYTHON:-build/peer/bin/python} i line peer
     local answer=() whole=() decode=() alone=() gain=()
@@ -91,6 +72,4 @@ for part in $parts; do
     fi
 done
 
-printf '\n%s, %s, %d threads\n\n' "$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)" "$(uname -sr)" "$threads"
-awk -F '|' 'BEGIN {printf "%-52s %10s %10s %10s %4s  %-9s %s\n", "", "median", "lowest", "highest", "n", "unit", "goal"}
-    {printf "%-52s %10s %10s %10s %4s  %-9s %s\n", $1, $3, $4, $5, $6, $2, $7}' "$rows"
+table 52 "$threads"

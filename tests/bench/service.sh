@@ -16,6 +16,8 @@ cd "$(dirname "$0")/../.." || exit 1
 source tests/support/sh.bash
 # shellcheck source=tests/support/guest.bash
 source tests/support/guest.bash
+# shellcheck source=tests/bench/bench.bash
+source tests/bench/bench.bash
 repeats=${INFERD_REPEATS:-5}
 idle_s=${INFERD_IDLE_S:-60}
 watchdog_s=10
@@ -27,20 +29,6 @@ why=$(guest_missing)
     exit 1
 }
 rows=$folder/rows
-
-say() {
-    echo "bench: $*" >&2
-}
-
-# row NAME UNIT GOAL VALUE...: median and range of the values
-row() {
-    local name=$1 unit=$2 goal=$3
-    shift 3
-    printf '%s\n' "$@" | sort -g | awk -v name="$name" -v unit="$unit" -v goal="$goal" '
-        {v[NR] = $1}
-        END {m = NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2
-             printf "%s|%s|%.4g|%.4g|%.4g|%d|%s\n", name, unit, m, v[1], v[NR], NR, goal}' >>"$rows"
-}
 
 property() {
     guest systemctl show --value -p "$1" inferd.service

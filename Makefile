@@ -322,8 +322,8 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(addprefix $(B)/tests/kernel/test_,cuda mixed parts) $(B)/tests/golden/test_greedy: | $(cuda_emulated_lib)
-whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed parts)
+$(addprefix $(B)/tests/kernel/test_,cuda mixed parts upload) $(B)/tests/golden/test_greedy: | $(cuda_emulated_lib)
+whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed parts upload)
 $(whole_gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"

@@ -696,66 +696,6 @@ static void test_wrong_loads(void **state)
     free_model(&m);
 }
 
-/* Rows that the device copies by itself from a pinned range, which is written again as soon as it
- * may be: piece i lies in its half i % 2. Every third lies elsewhere, as rows that two reads share
- * do, and is gone when the call returns. */
-static void load_from_pinned(struct loaded *l, const struct model *m, uint8_t *range, size_t half)
-{
-    const struct infer_backend_api *api = l->api;
-    uint64_t calls = 0, last[2] = {0, 0};
-    l->of = m;
-    assert_int_equal(api->model_open(l->backend, &m->plan, &state_config, &l->model), 0);
-    assert_int_equal(api->rows_pin(l->model, range, 2 * half), 0);
-    assert_int_equal(api->rows_pin(l->model, range, half), -EBUSY);
-    for (uint32_t i = 0; i < m->plan.n_tensors; i++) {
-        const struct infer_tensor *t = &m->tensors[i];
-        for (uint64_t row = 0, n; row < t->n_rows; row += n) {
-            uint8_t *at = range + half * (calls % 2), elsewhere[4096];
-            n = half / t->row_bytes < t->n_rows - row ? half / t->row_bytes : t->n_rows - row;
-            assert_int_equal(api->rows_wait(l->model, last[calls % 2]), 0);
-            memset(at, 0xff, half);
-            if (calls % 3 == 2 && t->row_bytes <= sizeof elsewhere) {
-                n = 1;
-                at = elsewhere;
-            }
-            memcpy(at, m->data[i] + t->row_bytes * row, n * t->row_bytes);
-            assert_int_equal(api->tensor_write(l->model, i, row, n, at), 0);
-            memset(elsewhere, 0xff, sizeof elsewhere);
-            calls++;
-            last[(calls - 1) % 2] = calls;
-        }
-    }
-    api->rows_unpin(l->model);
-    memset(range, 0xff, 2 * half);
-    api->rows_unpin(l->model); /* of nothing */
-    assert_int_equal(api->model_ready(l->model), 0);
-}
-
-static void test_pinned_rows(void **state)
-{
-    const size_t half = 16384;
-    uint8_t *range = aligned_alloc(4096, 2 * half);
-    uint32_t before = length;
-    assert_non_null(range);
-    length = 24;
-    for (size_t i = 0; i < 2; i++) {
-        struct sample_run s;
-        struct loaded l;
-        begin_run(&s, i == 0 ? &recipes[0] : &type_recipes[0]);
-        must_open(&l, "");
-        load(&l, &s.m);
-        run_batch(&l, &(struct part){0, length, s.tokens, s.pages, s.want}, 1);
-        l.api->model_close(l.model);
-        load_from_pinned(&l, &s.m, range, half);
-        run_batch(&l, &(struct part){0, length, s.tokens, s.pages, s.got}, 1);
-        assert_memory_equal(s.got, s.want, s.bytes);
-        unload(&l);
-        end_run(&s);
-    }
-    free(range);
-    length = before;
-}
-
 /* The emulated machine lacks a device, or memory, or loses its device in the middle of a step. */
 static void test_faults(void **state)
 {
@@ -861,13 +801,19 @@ int main(int argc, char **argv)
 {
     const char *cuda = getenv("INFERD_TEST_CUDA");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models),      cmocka_unit_test(test_types),
-        cmocka_unit_test(test_same_bits),   cmocka_unit_test(test_caches),
-        cmocka_unit_test(test_pages),       cmocka_unit_test(test_shift),
-        cmocka_unit_test(test_outputs),     cmocka_unit_test(test_options),
-        cmocka_unit_test(test_estimates),   cmocka_unit_test(test_wrong_batches),
-        cmocka_unit_test(test_wrong_loads), cmocka_unit_test(test_pinned_rows),
-        cmocka_unit_test(test_meanwhile),   cmocka_unit_test(test_beside),
+        cmocka_unit_test(test_models),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_caches),
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_shift),
+        cmocka_unit_test(test_outputs),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_estimates),
+        cmocka_unit_test(test_wrong_batches),
+        cmocka_unit_test(test_wrong_loads),
+        cmocka_unit_test(test_meanwhile),
+        cmocka_unit_test(test_beside),
         cmocka_unit_test(test_faults), /* the last: a device that is lost stays so */
     };
     if (argc > 1)

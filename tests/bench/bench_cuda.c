@@ -21,11 +21,7 @@
 
 #include <dlfcn.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <time.h>
 
-#define LAYER_TENSORS 9u
-#define OUTER_TENSORS 3u
 #define SEQUENCES_MAX 128u
 
 /* bench_probe.cu, where there is nvcc: bytes per second of reading so many. */
@@ -37,10 +33,7 @@ struct bench {
     uint32_t type, head_type, cache_type, steps, repeats;
     uint32_t sequences; /* of batch; 0: several numbers, one after the other */
     struct infer_shape shape;
-    struct infer_tensor *tensors;
-    struct infer_op *ops;
-    float inv_freq[128];
-    struct infer_plan plan;
+    struct synthetic_plan made;
     const struct infer_backend_api *api;
     struct infer_backend *backend;
     struct infer_backend_model *model;
@@ -51,28 +44,10 @@ struct bench {
     struct synthetic random;
 };
 
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void on_log(void *ctx, int level, const char *text)
 {
     printf("# %s\n", text);
     fflush(stdout);
-}
-
-static void *on_take(void *ctx, size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    return p == MAP_FAILED ? NULL : p;
-}
-
-static void on_give(void *ctx, void *memory, size_t bytes)
-{
-    munmap(memory, bytes);
 }
 
 static void fail(const char *what, int r)
@@ -89,85 +64,11 @@ static void must(struct bench *b, int r, const char *what)
     }
 }
 
-/* ---- the model ------------------------------------------------------------------------------- */
-
-static void tensor(struct bench *b, uint32_t i, uint32_t type, uint64_t cols, uint64_t rows)
-{
-    struct infer_tensor *t = &b->tensors[i];
-    snprintf(t->name, sizeof t->name, "t%u", i);
-    t->type = type;
-    t->n_dims = rows > 1 ? 2 : 1;
-    t->ne[0] = cols;
-    t->ne[1] = rows;
-    t->ne[2] = t->ne[3] = 1;
-    t->row_bytes = ref_row_bytes(type, cols);
-    t->n_rows = rows;
-    if (!t->row_bytes)
-        fail("rows of that type do not fit the shape", 0);
-}
-
-static void layer(struct bench *b, uint32_t l)
-{
-    const struct infer_shape *s = &b->shape;
-    const uint32_t t = OUTER_TENSORS + l * LAYER_TENSORS, none = INFER_TENSOR_NONE;
-    struct infer_op *op = &b->ops[1 + 5 * l];
-    uint64_t q = (uint64_t)s->n_heads * s->head_dim, kv = (uint64_t)s->n_kv_heads * s->head_dim;
-    tensor(b, t, INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, t + 1, b->type, s->n_embd, q);
-    tensor(b, t + 2, b->type, s->n_embd, kv);
-    tensor(b, t + 3, b->type, s->n_embd, kv);
-    tensor(b, t + 4, b->type, q, s->n_embd);
-    tensor(b, t + 5, INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, t + 6, b->type, s->n_embd, s->n_ffn);
-    tensor(b, t + 7, b->type, s->n_embd, s->n_ffn);
-    tensor(b, t + 8, b->type, s->n_ffn, s->n_embd);
-    op[0] = (struct infer_op){.kind = INFER_OP_QKV,
-                              .layer = l,
-                              .norm = t,
-                              .as.qkv = {t + 1, t + 2, t + 3, none, none, none, none, none}};
-    op[1] = (struct infer_op){
-        .kind = INFER_OP_ATTEND, .layer = l, .as.attend = {1.0f / sqrtf((float)s->head_dim), 0}};
-    op[2] = (struct infer_op){.kind = INFER_OP_PROJECT, .as.project = {INFER_VALUE_O, t + 4, none}};
-    op[3] = (struct infer_op){
-        .kind = INFER_OP_FFN_GATED, .norm = t + 5, .as.ffn = {t + 6, t + 7, INFER_ACT_SILU}};
-    op[4] = (struct infer_op){.kind = INFER_OP_PROJECT, .as.project = {INFER_VALUE_T, t + 8, none}};
-}
-
-static void make_plan(struct bench *b)
-{
-    const struct infer_shape *s = &b->shape;
-    uint32_t n_tensors = OUTER_TENSORS + s->n_layers * LAYER_TENSORS, n_ops = 2 + 5 * s->n_layers;
-    b->tensors = calloc(n_tensors, sizeof *b->tensors);
-    b->ops = calloc(n_ops, sizeof *b->ops);
-    if (!b->tensors || !b->ops)
-        fail("out of memory", 0);
-    tensor(b, 0, b->type, s->n_embd, s->n_vocab);
-    tensor(b, 1, INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, 2, b->head_type, s->n_embd, s->n_vocab);
-    b->ops[0] = (struct infer_op){.kind = INFER_OP_EMBED, .as.embed = {0, 1}};
-    for (uint32_t l = 0; l < s->n_layers; l++)
-        layer(b, l);
-    b->ops[n_ops - 1] = (struct infer_op){.kind = INFER_OP_HEAD, .norm = 1, .as.head = {2, 1}};
-    for (uint32_t i = 0; i < s->head_dim / 2; i++)
-        b->inv_freq[i] = powf(500000.0f, -2.0f * (float)i / (float)s->head_dim);
-    b->plan = (struct infer_plan){.shape = *s,
-                                  .rope = {.style = INFER_ROPE_PAIRS,
-                                           .n_dims = s->head_dim,
-                                           .inv_freq = b->inv_freq,
-                                           .magnitude = 1},
-                                  .tensors = b->tensors,
-                                  .n_tensors = n_tensors,
-                                  .ops = b->ops,
-                                  .n_ops = n_ops};
-    for (uint32_t i = 1; i < n_tensors; i++)
-        b->weight_bytes += b->tensors[i].row_bytes * b->tensors[i].n_rows;
-}
-
 /* ---- weights --------------------------------------------------------------------------------- */
 
 static void write_tensor(struct bench *b, uint32_t i, const uint8_t *pool)
 {
-    const struct infer_tensor *t = &b->tensors[i];
+    const struct infer_tensor *t = &b->made.tensors[i];
     uint64_t most = SYNTHETIC_POOL_BYTES / 2 / t->row_bytes;
     for (uint64_t row = 0, n; row < t->n_rows; row += n) {
         n = t->n_rows - row < most ? t->n_rows - row : most;
@@ -184,25 +85,26 @@ static void load(struct bench *b)
         fail("out of memory", 0);
     for (uint32_t i = 0; i < b->shape.n_embd; i++)
         ones[i] = 1;
-    double start = now(), drawing = 0;
-    for (uint32_t i = 0; i < b->plan.n_tensors; i++) {
-        uint32_t type = b->tensors[i].type;
+    double start = bench_now(), drawing = 0;
+    for (uint32_t i = 0; i < b->made.plan.n_tensors; i++) {
+        uint32_t type = b->made.tensors[i].type;
         if (type == INFER_TYPE_F32) {
             must(b, b->api->tensor_write(b->model, i, 0, 1, ones), "load");
             continue;
         }
-        double before = now();
+        double before = bench_now();
         if (!pools[type] && !synthetic_can(type))
             fail("types are f16, q8_0, q4_0, q4_k and q6_k", 0);
         if (!pools[type])
             pools[type] = synthetic_pool(&b->random, type);
-        drawing += now() - before;
+        drawing += bench_now() - before;
         write_tensor(b, i, pools[type]);
     }
     must(b, b->api->model_ready(b->model), "ready");
-    double bytes = (double)(b->weight_bytes + b->tensors[0].row_bytes * b->tensors[0].n_rows);
+    double bytes =
+        (double)(b->weight_bytes + b->made.tensors[0].row_bytes * b->made.tensors[0].n_rows);
     printf("# %.2f GB of weights loaded at %.1f GB/s\n", 1e-9 * bytes,
-           1e-9 * bytes / (now() - start - drawing));
+           1e-9 * bytes / (bench_now() - start - drawing));
     for (int i = 0; i < 64; i++)
         free(pools[i]);
     free(ones);
@@ -244,9 +146,9 @@ static double step(struct bench *b, uint32_t n_seqs, uint32_t position, uint32_t
                                 .tokens = tokens,
                                 .seqs = seqs,
                                 .outputs = outputs};
-    double start = now();
+    double start = bench_now();
     must(b, b->api->run(b->model, &batch), "run");
-    double seconds = now() - start;
+    double seconds = bench_now() - start;
     for (uint32_t i = 0; i < n_seqs; i++)
         if (outputs[i].token < 0 || (uint32_t)outputs[i].token >= b->shape.n_vocab)
             fail("a token that is none", outputs[i].token);
@@ -419,11 +321,14 @@ int main(int argc, char **argv)
     take_shape(&b, "8b");
     take_arguments(&b, argc, argv);
     synthetic_init(&b.random);
-    make_plan(&b);
+    if (!synthetic_plan_init(&b.made, &b.shape, b.type, b.head_type, false))
+        fail("rows of that type do not fit the shape", 0);
+    for (uint32_t i = 1; i < b.made.plan.n_tensors; i++)
+        b.weight_bytes += b.made.tensors[i].row_bytes * b.made.tensors[i].n_rows;
     const struct infer_host host = {.abi = INFER_BACKEND_ABI,
                                     .log = on_log,
-                                    .memory_take = on_take,
-                                    .memory_give = on_give,
+                                    .memory_take = synthetic_take,
+                                    .memory_give = synthetic_give,
                                     .cpus = cpus,
                                     .n_cpus = 1};
     open_backend(&b, &host);
@@ -439,7 +344,7 @@ int main(int argc, char **argv)
         b.pages[i] = b.state.n_pages - 1 - i;
     if (!b.pages)
         fail("out of memory", 0);
-    must(&b, b.api->model_open(b.backend, &b.plan, &b.state, &b.model), "model_open");
+    must(&b, b.api->model_open(b.backend, &b.made.plan, &b.state, &b.model), "model_open");
     load(&b);
     measure(&b);
     b.api->model_close(b.model);

@@ -9,161 +9,37 @@
  * position --depth on (64 if not given), as a daemon with N answers under way makes them.
  * Prints medians and the best tenth of the steps, and the bytes of weights that each decoded token
  * reads. Not a test: it asserts nothing. */
-#include "inferd/backend.h"
-#include "ref/quant.h"
+#include "bench/bench.h"
+#include "bench/synthetic.h"
 
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <time.h>
 
-#define LAYER_TENSORS 9u
-#define OUTER_TENSORS 3u
 #define SEQUENCES_MAX 256u
 
 struct bench {
     const char *path, *options;
     uint32_t threads, depth, tokens, repeats, type, head_type, cache_type, sequences;
     struct infer_shape shape;
-    struct infer_tensor *tensors;
-    struct infer_op *ops;
-    float inv_freq[128];
-    struct infer_plan plan;
+    struct synthetic_plan made;
     const struct infer_backend_api *api;
     struct infer_backend_model *model;
     uint32_t *pages;
-    uint64_t seed, decode_bytes;
+    uint64_t decode_bytes;
+    struct synthetic random;
 };
-
-static uint64_t next(struct bench *b)
-{
-    b->seed ^= b->seed << 13;
-    b->seed ^= b->seed >> 7;
-    b->seed ^= b->seed << 17;
-    return b->seed;
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void on_log(void *ctx, int level, const char *text)
 {
     fprintf(stderr, "backend: %s\n", text);
 }
 
-static void *on_take(void *ctx, size_t bytes)
-{
-    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED)
-        return NULL;
-    madvise(p, bytes, MADV_HUGEPAGE);
-    return p;
-}
-
-static void on_give(void *ctx, void *memory, size_t bytes)
-{
-    munmap(memory, bytes);
-}
-
 static void fail(const char *what, int r)
 {
     fprintf(stderr, "bench_kernels: %s (%d)\n", what, r);
     exit(1);
-}
-
-static void tensor(struct bench *b, uint32_t i, const char *name, uint32_t type, uint64_t cols,
-                   uint64_t rows)
-{
-    struct infer_tensor *t = &b->tensors[i];
-    snprintf(t->name, sizeof t->name, "%s.%u", name, i);
-    t->type = type;
-    t->n_dims = rows > 1 ? 2 : 1;
-    t->ne[0] = cols;
-    t->ne[1] = rows;
-    t->ne[2] = t->ne[3] = 1;
-    t->row_bytes = ref_row_bytes(type, cols);
-    t->n_rows = rows;
-}
-
-static void layer(struct bench *b, uint32_t l)
-{
-    const struct infer_shape *s = &b->shape;
-    uint32_t t = OUTER_TENSORS + l * LAYER_TENSORS;
-    struct infer_op *op = &b->ops[1 + 5 * l];
-    uint64_t q = (uint64_t)s->n_heads * s->head_dim, kv = (uint64_t)s->n_kv_heads * s->head_dim;
-
-    tensor(b, t, "norm", INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, t + 1, "q", b->type, s->n_embd, q);
-    tensor(b, t + 2, "k", b->type, s->n_embd, kv);
-    tensor(b, t + 3, "v", b->type, s->n_embd, kv);
-    tensor(b, t + 4, "o", b->type, q, s->n_embd);
-    tensor(b, t + 5, "norm", INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, t + 6, "gate", b->type, s->n_embd, s->n_ffn);
-    tensor(b, t + 7, "up", b->type, s->n_embd, s->n_ffn);
-    tensor(b, t + 8, "down", b->type, s->n_ffn, s->n_embd);
-    for (uint32_t i = 0; i < 5; i++)
-        op[i].layer = l;
-    const uint32_t none = INFER_TENSOR_NONE;
-    op[0].kind = INFER_OP_QKV;
-    op[0].norm = t;
-    op[0].as.qkv.wq = t + 1;
-    op[0].as.qkv.wk = t + 2;
-    op[0].as.qkv.wv = t + 3;
-    op[0].as.qkv.bq = op[0].as.qkv.bk = op[0].as.qkv.bv = none;
-    op[0].as.qkv.q_norm = op[0].as.qkv.k_norm = none;
-    op[1].kind = INFER_OP_ATTEND;
-    op[1].as.attend.scale = 0.125f;
-    op[2].kind = INFER_OP_PROJECT;
-    op[2].as.project.from = INFER_VALUE_O;
-    op[2].as.project.w = t + 4;
-    op[2].as.project.b = none;
-    op[3].kind = INFER_OP_FFN_GATED;
-    op[3].norm = t + 5;
-    op[3].as.ffn.gate = t + 6;
-    op[3].as.ffn.up = t + 7;
-    op[4].kind = INFER_OP_PROJECT;
-    op[4].as.project.from = INFER_VALUE_T;
-    op[4].as.project.w = t + 8;
-    op[4].as.project.b = none;
-}
-
-static void make_plan(struct bench *b)
-{
-    const struct infer_shape *s = &b->shape;
-    uint32_t n_tensors = OUTER_TENSORS + s->n_layers * LAYER_TENSORS, n_ops = 2 + 5 * s->n_layers;
-    b->tensors = calloc(n_tensors, sizeof *b->tensors);
-    b->ops = calloc(n_ops, sizeof *b->ops);
-    if (!b->tensors || !b->ops)
-        fail("out of memory", 0);
-    tensor(b, 0, "embedding", b->head_type, s->n_embd, s->n_vocab);
-    tensor(b, 1, "norm", INFER_TYPE_F32, s->n_embd, 1);
-    tensor(b, 2, "unused", INFER_TYPE_F32, s->n_embd, 1);
-    b->ops[0].kind = INFER_OP_EMBED;
-    b->ops[0].as.embed.table = 0;
-    b->ops[0].as.embed.scale = 1;
-    for (uint32_t l = 0; l < s->n_layers; l++)
-        layer(b, l);
-    b->ops[n_ops - 1].kind = INFER_OP_HEAD;
-    b->ops[n_ops - 1].norm = 1;
-    b->ops[n_ops - 1].as.head.w = 0;
-    b->ops[n_ops - 1].as.head.scale = 1;
-    for (uint32_t i = 0; i < s->head_dim / 2; i++)
-        b->inv_freq[i] = 1.0f / (float)(1 + 3 * i);
-    b->plan = (struct infer_plan){.shape = *s,
-                                  .rope = {.style = INFER_ROPE_PAIRS,
-                                           .n_dims = s->head_dim,
-                                           .inv_freq = b->inv_freq,
-                                           .magnitude = 1},
-                                  .tensors = b->tensors,
-                                  .n_tensors = n_tensors,
-                                  .ops = b->ops,
-                                  .n_ops = n_ops};
 }
 
 /* One random row: random codes, and a sane number wherever a half-precision scale may stand. */
@@ -175,10 +51,10 @@ static void random_row(struct bench *b, const struct infer_tensor *t, uint8_t *r
         return;
     }
     for (uint64_t i = 0; i < t->row_bytes; i++)
-        row[i] = (uint8_t)(next(b) >> 32);
+        row[i] = (uint8_t)(synthetic_next(&b->random) >> 32);
     if (t->type == INFER_TYPE_F16 || t->type == INFER_TYPE_BF16) {
         for (uint64_t k = 0; k < t->ne[0]; k++) {
-            float value = (float)(next(b) % 2001) / 1000.0f * 0.03f - 0.03f;
+            float value = (float)(synthetic_next(&b->random) % 2001) / 1000.0f * 0.03f - 0.03f;
             ref_encode_row(t->type, &value, row + 2 * k, 1);
         }
         return;
@@ -194,8 +70,8 @@ static void random_row(struct bench *b, const struct infer_tensor *t, uint8_t *r
 
 static void load(struct bench *b, const struct infer_state_config *state)
 {
-    for (uint32_t i = 0; i < b->plan.n_tensors; i++) {
-        const struct infer_tensor *t = &b->tensors[i];
+    for (uint32_t i = 0; i < b->made.plan.n_tensors; i++) {
+        const struct infer_tensor *t = &b->made.tensors[i];
         uint8_t *rows = malloc(t->row_bytes * 64);
         if (!rows)
             fail("out of memory", 0);
@@ -217,7 +93,7 @@ static double step(struct bench *b, uint32_t position, uint32_t n)
     infer_sampling_default(&sampling);
     sampling.temperature = 0;
     for (uint32_t i = 0; i < n; i++)
-        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+        tokens[i] = (int32_t)(synthetic_next(&b->random) % b->shape.n_vocab);
     struct infer_batch_seq seq = {
         .n_rows = n, .position = position, .n_pages = (position + n + 15) / 16, .pages = b->pages};
     struct infer_batch_output output = {
@@ -228,11 +104,11 @@ static double step(struct bench *b, uint32_t position, uint32_t n)
                                 .tokens = tokens,
                                 .seqs = &seq,
                                 .outputs = &output};
-    double start = now();
+    double start = bench_now();
     int r = b->api->run(b->model, &batch);
     if (r < 0)
         fail("run", r);
-    return now() - start;
+    return bench_now() - start;
 }
 
 /* Pages of one of many sequences. */
@@ -251,7 +127,7 @@ static double step_many(struct bench *b, uint32_t position)
     infer_sampling_default(&sampling);
     sampling.temperature = 0;
     for (uint32_t i = 0; i < b->sequences; i++) {
-        tokens[i] = (int32_t)(next(b) % b->shape.n_vocab);
+        tokens[i] = (int32_t)(synthetic_next(&b->random) % b->shape.n_vocab);
         seqs[i] = (struct infer_batch_seq){.first_row = i,
                                            .n_rows = 1,
                                            .position = position,
@@ -266,25 +142,17 @@ static double step_many(struct bench *b, uint32_t position)
                                 .tokens = tokens,
                                 .seqs = seqs,
                                 .outputs = outputs};
-    double start = now();
+    double start = bench_now();
     int r = b->api->run(b->model, &batch);
     if (r < 0)
         fail("run", r);
-    return now() - start;
+    return bench_now() - start;
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-/* Seconds of n steps of `rows` rows. The best tenth shows what the code can do on a machine that
- * others use too. */
 static void report(const char *what, double *seconds, uint32_t n, uint32_t rows, double bytes)
 {
-    qsort(seconds, n, sizeof *seconds, by_value);
-    double median = rows / seconds[n / 2], best = rows / seconds[n / 10];
+    double median = rows / bench_quantile(seconds, n, 0.5);
+    double best = rows / bench_quantile(seconds, n, 0.1);
     printf("%-12s %8.1f tok/s, best tenth %8.1f", what, median, best);
     if (bytes > 0)
         printf("   %.1f, %.1f GB/s of weights", bytes * median * 1e-9, bytes * best * 1e-9);
@@ -329,11 +197,10 @@ static void measure_many(struct bench *b)
 
 static uint32_t type_named(const char *name)
 {
-    for (uint32_t t = 0; t < 64; t++)
-        if (ref_type_known(t) && !strcasecmp(ref_type_name(t), name))
-            return t;
-    fail("unknown type", 0);
-    return 0;
+    uint32_t type = synthetic_type(name);
+    if (type == UINT32_MAX)
+        fail("unknown type", 0);
+    return type;
 }
 
 static void take_shape(struct bench *b, const char *name)
@@ -357,10 +224,10 @@ static void take_shape(struct bench *b, const char *name)
 /* The keys of a sequence's first 16 pages to other positions and back, one page at a time. */
 static void measure_shift(struct bench *b)
 {
-    double start = now();
+    double start = bench_now();
     for (uint32_t i = 0; i < 64; i++)
         b->api->page_shift(b->model, b->pages[i % 16], i < 32 ? -16 : 16);
-    printf("a page's keys moved in %.0f us\n", 1e6 * (now() - start) / 64);
+    printf("a page's keys moved in %.0f us\n", 1e6 * (bench_now() - start) / 64);
 }
 
 static void take_arguments(struct bench *b, int argc, char **argv)
@@ -400,13 +267,13 @@ static void take_arguments(struct bench *b, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct bench b = {.path = "build/inferd-backend-cpu.so",
-                      .options = "",
-                      .threads = 2,
-                      .tokens = 64,
-                      .repeats = 5,
-                      .cache_type = INFER_TYPE_F16,
-                      .seed = 88172645463325252u};
+    static struct bench b = {.path = "build/inferd-backend-cpu.so",
+                             .options = "",
+                             .threads = 2,
+                             .tokens = 64,
+                             .repeats = 5,
+                             .cache_type = INFER_TYPE_F16};
+    synthetic_init(&b.random);
     take_shape(&b, "unix");
     take_arguments(&b, argc, argv);
     void *so = dlopen(b.path, RTLD_NOW | RTLD_LOCAL);
@@ -417,15 +284,16 @@ int main(int argc, char **argv)
     if (!entry)
         fail("no backend", 0);
     b.api = entry();
-    make_plan(&b);
+    if (!synthetic_plan_init(&b.made, &b.shape, b.type, b.head_type, true))
+        fail("rows of that type do not fit the shape", 0);
 
     uint32_t cpus[256];
     for (uint32_t i = 0; i < 256; i++)
         cpus[i] = i;
     struct infer_host host = {.abi = INFER_BACKEND_ABI,
                               .log = on_log,
-                              .memory_take = on_take,
-                              .memory_give = on_give,
+                              .memory_take = synthetic_take,
+                              .memory_give = synthetic_give,
                               .cpus = cpus,
                               .n_cpus = b.threads};
     struct infer_state_config state = {.page_tokens = 16,
@@ -445,15 +313,15 @@ int main(int argc, char **argv)
     int r = b.api->open(&host, b.options, &backend);
     if (r < 0 || !b.pages)
         fail("open", r);
-    r = b.api->model_open(backend, &b.plan, &state, &b.model);
+    r = b.api->model_open(backend, &b.made.plan, &state, &b.model);
     if (r < 0)
         fail(b.api->last_error(backend), r);
     b.api->describe(backend, &device);
-    double start = now();
+    double start = bench_now();
     load(&b, &state);
     printf("%s; %s, head %s: %.1f MB, laid out at %.2f GB/s\n", device.name, ref_type_name(b.type),
            ref_type_name(b.head_type), 1e-6 * (double)b.decode_bytes,
-           1e-9 * (double)b.decode_bytes / (now() - start));
+           1e-9 * (double)b.decode_bytes / (bench_now() - start));
     if (b.sequences) {
         measure_many(&b);
     } else {

@@ -12,9 +12,11 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/mman.h>
 
 #define SYNTHETIC_POOL_BYTES ((size_t)64 << 20)
 #define SYNTHETIC_CODES      (1u << 16)
@@ -186,6 +188,117 @@ static inline const uint8_t *synthetic_rows(struct synthetic *r, const uint8_t *
     const size_t size = ref_block_bytes(type);
     uint64_t room = (SYNTHETIC_POOL_BYTES - n * row_bytes) / size;
     return pool + size * (synthetic_next(r) % room);
+}
+
+/* ---- a plan ---------------------------------------------------------------------------------- */
+
+#define SYNTHETIC_LAYER_TENSORS 9u
+
+/* A llama of such a shape: its tensors are the embedding table, the last norm, the head unless it
+ * is the table, and those of each layer. */
+struct synthetic_plan {
+    struct infer_tensor *tensors;
+    struct infer_op *ops;
+    float inv_freq[128];
+    struct infer_plan plan;
+};
+
+static inline void synthetic_tensor(struct synthetic_plan *p, uint32_t i, uint32_t type,
+                                    uint64_t cols, uint64_t rows)
+{
+    struct infer_tensor *t = &p->tensors[i];
+    snprintf(t->name, sizeof t->name, "t%u", i);
+    t->type = type;
+    t->n_dims = rows > 1 ? 2 : 1;
+    t->ne[0] = cols;
+    t->ne[1] = rows;
+    t->ne[2] = t->ne[3] = 1;
+    t->row_bytes = ref_row_bytes(type, cols);
+    t->n_rows = rows;
+}
+
+/* Its tensors are t, t + 1 and so on, its operations begin at op. */
+static inline void synthetic_layer(struct synthetic_plan *p, const struct infer_shape *s,
+                                   uint32_t type, uint32_t l, uint32_t t, struct infer_op *op)
+{
+    const uint32_t none = INFER_TENSOR_NONE;
+    uint64_t q = (uint64_t)s->n_heads * s->head_dim, kv = (uint64_t)s->n_kv_heads * s->head_dim;
+    synthetic_tensor(p, t, INFER_TYPE_F32, s->n_embd, 1);
+    synthetic_tensor(p, t + 1, type, s->n_embd, q);
+    synthetic_tensor(p, t + 2, type, s->n_embd, kv);
+    synthetic_tensor(p, t + 3, type, s->n_embd, kv);
+    synthetic_tensor(p, t + 4, type, q, s->n_embd);
+    synthetic_tensor(p, t + 5, INFER_TYPE_F32, s->n_embd, 1);
+    synthetic_tensor(p, t + 6, type, s->n_embd, s->n_ffn);
+    synthetic_tensor(p, t + 7, type, s->n_embd, s->n_ffn);
+    synthetic_tensor(p, t + 8, type, s->n_ffn, s->n_embd);
+    op[0] = (struct infer_op){.kind = INFER_OP_QKV,
+                              .layer = l,
+                              .norm = t,
+                              .as.qkv = {t + 1, t + 2, t + 3, none, none, none, none, none}};
+    op[1] = (struct infer_op){
+        .kind = INFER_OP_ATTEND, .layer = l, .as.attend = {1.0f / sqrtf((float)s->head_dim), 0}};
+    op[2] = (struct infer_op){
+        .kind = INFER_OP_PROJECT, .layer = l, .as.project = {INFER_VALUE_O, t + 4, none}};
+    op[3] = (struct infer_op){.kind = INFER_OP_FFN_GATED,
+                              .layer = l,
+                              .norm = t + 5,
+                              .as.ffn = {t + 6, t + 7, INFER_ACT_SILU}};
+    op[4] = (struct infer_op){
+        .kind = INFER_OP_PROJECT, .layer = l, .as.project = {INFER_VALUE_T, t + 8, none}};
+}
+
+/* False: rows of these types do not fit the shape. tied: the head is the embedding table. */
+static inline bool synthetic_plan_init(struct synthetic_plan *ret, const struct infer_shape *s,
+                                       uint32_t type, uint32_t head_type, bool tied)
+{
+    const uint32_t outer = tied ? 2 : 3, n_ops = 2 + 5 * s->n_layers;
+    uint32_t n_tensors = outer + s->n_layers * SYNTHETIC_LAYER_TENSORS;
+    bool fit = true;
+    ret->tensors = calloc(n_tensors, sizeof *ret->tensors);
+    ret->ops = calloc(n_ops, sizeof *ret->ops);
+    if (!ret->tensors || !ret->ops)
+        abort();
+    synthetic_tensor(ret, 0, tied ? head_type : type, s->n_embd, s->n_vocab);
+    synthetic_tensor(ret, 1, INFER_TYPE_F32, s->n_embd, 1);
+    if (!tied)
+        synthetic_tensor(ret, 2, head_type, s->n_embd, s->n_vocab);
+    ret->ops[0] = (struct infer_op){.kind = INFER_OP_EMBED, .as.embed = {0, 1}};
+    for (uint32_t l = 0; l < s->n_layers; l++)
+        synthetic_layer(ret, s, type, l, outer + l * SYNTHETIC_LAYER_TENSORS, &ret->ops[1 + 5 * l]);
+    ret->ops[n_ops - 1] =
+        (struct infer_op){.kind = INFER_OP_HEAD, .norm = 1, .as.head = {tied ? 0 : 2, 1}};
+    for (uint32_t i = 0; i < s->head_dim / 2; i++)
+        ret->inv_freq[i] = powf(500000.0f, -2.0f * (float)i / (float)s->head_dim);
+    for (uint32_t i = 0; i < n_tensors; i++)
+        fit = fit && ret->tensors[i].row_bytes > 0;
+    ret->plan = (struct infer_plan){.shape = *s,
+                                    .rope = {.style = INFER_ROPE_PAIRS,
+                                             .n_dims = s->head_dim,
+                                             .inv_freq = ret->inv_freq,
+                                             .magnitude = 1},
+                                    .tensors = ret->tensors,
+                                    .n_tensors = n_tensors,
+                                    .ops = ret->ops,
+                                    .n_ops = n_ops};
+    return fit;
+}
+
+/* ---- the host -------------------------------------------------------------------------------- */
+
+/* memory_take() and memory_give() of struct infer_host. */
+static inline void *synthetic_take(void *ctx, size_t bytes)
+{
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    madvise(p, bytes, MADV_HUGEPAGE);
+    return p;
+}
+
+static inline void synthetic_give(void *ctx, void *memory, size_t bytes)
+{
+    munmap(memory, bytes);
 }
 
 #endif

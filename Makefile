@@ -391,7 +391,7 @@ sim: $(B)/tests/sim/sim
 	$(B)/tests/sim/sim $(SEED) $(SEEDS)
 
 # Where there is a GPU, and nvcc to build for it: the same tests on the real thing.
-gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(whole_gpu_tests) $(B)/tests/gpu/golden/test_arch)
+gpu_programs := $(if $(cuda_lib),$(gpu_tests) $(whole_gpu_tests) $(B)/tests/gpu/golden/test_arch $(B)/tests/golden/test_greedy)
 check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
 # And under compute-sanitizer: the kernels alone, then whole steps.

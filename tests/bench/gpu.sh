@@ -55,10 +55,12 @@ for word in $plan; do
     case $word in
     check)
         # cmocka's library may lie beside the programs, where the machine has none.
-        export LD_LIBRARY_PATH=$build/tests/gpu:$build/bundle/lib/inferd${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        for program in "$build"/tests/gpu/*/test_*; do
+        export LD_LIBRARY_PATH=$build/tests/gpu:$build/bundle/lib:$build/bundle/lib/inferd${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+        for program in "$build"/tests/gpu/*/test_* "$build/tests/golden/test_greedy"; do
             log=$(mktemp)
-            INFERD_TEST_CUDA=1 timeout 300 "$program" >"$log" 2>&1
+            built=$build
+            case $program in */test_greedy) built=$build/bundle/bin ;; esac # through the daemon
+            INFERD_BUILD=$built INFERD_TEST_CUDA=1 timeout 300 "$program" >"$log" 2>&1
             code=$?
             echo "# $program"
             grep -vE '^\[ (RUN|==)' "$log"

@@ -10,7 +10,10 @@
  *                a block's largest value, in every product of 12 layers, moves logits by a few
  *                tenths at most; likewise where a CUDA device, here played by the processor, has
  *                some of the layers: it rounds them to halves
+ *   cuda  0.1    activations are halves: logits are off by well under a hundredth of the largest
+ *                (test_cuda.c has the sum), which are about 10 here
  *
+ * INFERD_TEST_CUDA=1 runs the CUDA backend alone, on this machine's GPU; else it is emulated.
  * Everything goes through inferctl, as a user would do it. */
 #include "support/daemon.h"
 #include "support/program.h"
@@ -215,6 +218,23 @@ static void test_greedy_in_a_split(void **state)
     assert_true(n[0] < n[1]);
 }
 
+static bool real_gpu(void)
+{
+    const char *cuda = getenv("INFERD_TEST_CUDA");
+    return cuda && strcmp(cuda, "1") == 0;
+}
+
+/* Emulated, a token takes a second, and under sanitizers ten. */
+static void test_greedy_cuda(void **state)
+{
+    if (real_gpu())
+        compare_greedy("cuda", 0.1, n_cases, 1000);
+    else if (program_slowness() > 1)
+        skip();
+    else
+        compare_greedy("cuda-emulated", 0.1, 2, 4);
+}
+
 /* The text of each prompt becomes the reference's prompt_ids, special tokens parsed. */
 static void test_prompt_ids_from_text(void **state)
 {
@@ -259,7 +279,10 @@ int main(void)
         cmocka_unit_test(test_chat_template_gives_the_same_ids),
         cmocka_unit_test(test_greedy_cpu),
         cmocka_unit_test(test_greedy_in_a_split),
+        cmocka_unit_test(test_greedy_cuda),
         cmocka_unit_test(test_greedy_ref),
     };
+    if (real_gpu())
+        cmocka_set_test_filter("test_greedy_cuda");
     return cmocka_run_group_tests(tests, setup, teardown);
 }

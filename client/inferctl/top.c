@@ -51,10 +51,22 @@ static void watch_signals(void)
         sigaction(signals[i], &action, NULL);
 }
 
+/* Past the stream's buffer, which loses what a signal interrupts: -1, or 0 when all is written. */
+static int put_bytes(const char *bytes, size_t n)
+{
+    while (n > 0) {
+        ssize_t some = write(STDOUT_FILENO, bytes, n);
+        if (some < 0 && errno != EINTR)
+            return -1;
+        bytes += some > 0 ? some : 0;
+        n -= some > 0 ? (size_t)some : 0;
+    }
+    return 0;
+}
+
 static void put(const char *sequence)
 {
-    fputs(sequence, stdout);
-    fflush(stdout);
+    put_bytes(sequence, strlen(sequence));
 }
 
 static void screen_enter(struct screen *screen)
@@ -256,10 +268,8 @@ static int watch(struct ctl *ctl, struct page_view *view)
         buffer_append(&frame.out, "\033[H", 3);
         draw(&frame, view);
         buffer_append(&frame.out, "\033[J", 3);
-        fwrite(frame.out.bytes, 1, frame.out.n, stdout);
-        if (fflush(stdout) != 0 && errno != EINTR)
+        if (put_bytes(frame.out.bytes, frame.out.n) < 0)
             break;
-        clearerr(stdout);
         if (wait_for_key(&screen, (double)ctl->options.interval) || asked_to_end)
             break;
         if (asked_to_stop)

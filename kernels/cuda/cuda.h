@@ -90,7 +90,7 @@ struct cuda_matrix {
     uint32_t type;   /* enum infer_type: the file's */
     uint32_t rows, cols;
     uint32_t bands, units; /* rows / 64 and cols / 64, rounded up */
-    uint8_t *pieces;       /* [4 * bands][units] */
+    uint8_t *pieces;       /* of each tile's units; product.cuh */
 };
 
 /* CUDA_FORMATS when the tensor type is not known. */

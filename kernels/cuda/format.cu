@@ -1,6 +1,6 @@
 /* format.cu: how weights lie in device memory, the way there from a file's rows, and back.
  *
- * Pieces, [tiles][units], which product.cuh draws. Bits per value:
+ * Pieces of tiles and units, which product.cuh draws. Bits per value:
  *
  *             codes  high  scales     of the file's types
  *   CUDA_F16     16                   F16; BF16 and F32 rounded to half, beyond +-65504 cut to that
@@ -305,7 +305,7 @@ template <uint32_t TYPE> static __device__ inline uint32_t half_of(const uint8_t
 template <uint32_t FORMAT>
 static __device__ inline uint8_t *piece_of(const cuda_matrix &m, uint32_t row, uint32_t col)
 {
-    size_t at = (size_t)(row / CUDA_TILE_ROWS) * m.units + col / CUDA_UNIT;
+    size_t at = cuda_piece<FORMAT>(row / CUDA_TILE_ROWS, col / CUDA_UNIT, m.units);
     return m.pieces + at * cuda_format_is<FORMAT>::piece_bytes;
 }
 

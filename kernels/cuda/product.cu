@@ -81,8 +81,9 @@ template <uint32_t FORMAT, int NT> struct stream {
             return;
         const cuda_job &job = work.jobs[cuda_job_of(work, block)];
         const uint32_t pair = block - job.first_block;
-        const size_t at = (size_t)(work.finish == CUDA_GATED ? pair : 2 * pair + tile) * job.units;
-        from = job.w[tile] + (at + unit) * is::piece_bytes;
+        from = job.w[tile] + cuda_piece<FORMAT>(work.finish == CUDA_GATED ? pair : 2 * pair + tile,
+                                                unit, job.units) *
+                                 is::piece_bytes;
     }
     /* The next units to a slot that nobody uses, if there are any. */
     __device__ __forceinline__ void fill(uint32_t to)
@@ -90,11 +91,21 @@ template <uint32_t FORMAT, int NT> struct stream {
         if (block >= work.n_blocks)
             return;
         const uint32_t bytes = min(ring::units, end - unit) * is::piece_bytes;
+        uint8_t *slot_at = slots + to * ring::slot_bytes;
         cuda_bulk_open(full + to, bytes, lane);
-        cuda_bulk_copy(slots + to * ring::slot_bytes, from, bytes, full + to, lane);
+        if constexpr (is::by_units) {
+#pragma unroll
+            for (uint32_t u = 0; u < ring::units; u++)
+                if (unit + u < end)
+                    cuda_bulk_copy(slot_at + u * is::piece_bytes,
+                                   from + u * CUDA_BAND * is::piece_bytes, is::piece_bytes,
+                                   full + to, lane);
+        } else {
+            cuda_bulk_copy(slot_at, from, bytes, full + to, lane);
+        }
         cuda_bulk_close(full + to, lane);
         unit += ring::units;
-        from += ring::slot_bytes;
+        from += ring::slot_bytes * cuda_next_piece<FORMAT>;
         if (unit >= end) {
             block += gridDim.x;
             begin();

@@ -30,7 +30,8 @@
  *
  * In memory a tile's unit is one piece: 32 lanes x 16 bytes of codes (twice, four times that: 32
  * columns, 16 columns after each other), 32 lanes x 4 or 8 bytes of high bits, 8 values of g x the
- * words of scales. A tile's pieces lie one behind another, so that some of them come by one copy.
+ * words of scales. A tile's pieces lie one behind another, so that some of them come by one copy;
+ * where codes are of 8 bits or more, and a piece is large enough, those of a unit's four tiles do.
  *
  * A nibble becomes half-precision by two instructions per two values: (w & 0x000f000f) | 0x64006400
  * is 1024 + code, twice; a subtraction gives code - offset, exactly. Where the mask is 0x00f000f0
@@ -63,6 +64,7 @@ template <uint32_t FORMAT> struct cuda_format_is {
     static constexpr uint32_t scale_bytes = 32 * scale_words;
     static constexpr uint32_t high_at = code_bytes, scales_at = high_at + high_bytes;
     static constexpr uint32_t piece_bytes = scales_at + scale_bytes;
+    static constexpr bool by_units = code_words > 4; /* [bands][units][tiles of the band] */
     static_assert(piece_bytes % 16 == 0, "as bulk copies want it");
 };
 
@@ -126,6 +128,18 @@ static __device__ inline uint32_t cuda_high_bit(cuda_place p, uint32_t bits)
 }
 
 /* ---- fragments ------------------------------------------------------------------------------- */
+
+/* Which piece a tile's unit is. */
+template <uint32_t FORMAT>
+static __host__ __device__ inline size_t cuda_piece(uint32_t tile, uint32_t unit, uint32_t units)
+{
+    if constexpr (cuda_format_is<FORMAT>::by_units)
+        return ((size_t)(tile / CUDA_BAND) * units + unit) * CUDA_BAND + tile % CUDA_BAND;
+    return (size_t)tile * units + unit;
+}
+/* And how many pieces further a tile's next unit is. */
+template <uint32_t FORMAT>
+static constexpr uint32_t cuda_next_piece = cuda_format_is<FORMAT>::by_units ? CUDA_BAND : 1;
 
 /* What a lane holds of a tile's unit at a time: of both blocks of 32 columns, or of one. */
 template <uint32_t FORMAT, uint32_t BLOCKS> struct cuda_share {

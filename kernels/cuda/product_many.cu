@@ -46,9 +46,11 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     static constexpr uint32_t units = is::code_words == 4 ? 2 : 1;
     static constexpr uint32_t tiles = BANDS * CUDA_BAND;
     static constexpr uint32_t x = 2 * NT * 512; /* of a unit */
-    /* In a half of a stage: of each tile in turn all units, then of x. */
-    static constexpr uint32_t tile_bytes = units * is::piece_bytes;
-    static constexpr uint32_t x_at = tiles * tile_bytes;
+    /* In a half of a stage: of each band the pieces as they lie in memory, then of x. */
+    static constexpr uint32_t band_bytes = CUDA_BAND * units * is::piece_bytes;
+    static constexpr uint32_t x_at = BANDS * band_bytes;
+    static constexpr uint32_t tile_step = is::by_units ? 1 : units; /* in pieces */
+    static constexpr uint32_t unit_step = is::by_units ? CUDA_BAND : 1;
     static constexpr uint32_t half_bytes = x_at + units * x;
     static constexpr uint32_t stage_bytes = halves * half_bytes;
     /* Results: [x_rows][row_floats]; fragments of a warp in no bank twice. With halves behind them
@@ -206,11 +208,19 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
         if (n == 0)
             return;
 #pragma unroll
-        for (uint32_t t = 0; t < shape::tiles; t++)
-            cuda_bulk_copy(to + t * shape::tile_bytes,
-                           w[t / CUDA_BAND] + t % CUDA_BAND * tile_bytes +
-                               (size_t)unit * is::piece_bytes,
-                           n * is::piece_bytes, full, lane);
+        for (uint32_t b = 0; b < BANDS; b++) {
+            uint8_t *band = to + b * shape::band_bytes;
+            if constexpr (is::by_units) {
+                cuda_bulk_copy(band, w[b] + (size_t)unit * CUDA_BAND * is::piece_bytes,
+                               n * CUDA_BAND * is::piece_bytes, full, lane);
+            } else {
+#pragma unroll
+                for (uint32_t t = 0; t < CUDA_BAND; t++)
+                    cuda_bulk_copy(band + t * shape::units * is::piece_bytes,
+                                   w[b] + t * tile_bytes + (size_t)unit * is::piece_bytes,
+                                   n * is::piece_bytes, full, lane);
+            }
+        }
     }
     __device__ __forceinline__ void copy_x(uint8_t *to, cuda_barrier *full, uint32_t lane) const
     {
@@ -284,7 +294,9 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
     /* Share k of the stage at `stage`. */
     __device__ __forceinline__ void fetch(const uint8_t *stage, uint32_t k)
     {
-        cuda_share_load(&next, stage + tile * shape::tile_bytes + k / shares * is::piece_bytes,
+        const uint32_t piece = tile % CUDA_BAND * shape::tile_step + k / shares * shape::unit_step;
+        cuda_share_load(&next,
+                        stage + tile / CUDA_BAND * shape::band_bytes + piece * is::piece_bytes,
                         k % shares, lane);
     }
     __device__ __forceinline__ void release()

@@ -10,21 +10,29 @@
  * pair are brought together, the weights of the next are on their way. The first copies come before
  * cuda_wait(): weights do not depend on earlier kernels, and arrive while those still end.
  *
- * Little's law wants 4.5 TB/s x 1 us / 132 = 34 KB under way per processor; the rings hold about
- * 110 KB. Not loads into registers: the compiler gives all loads of a loop one of a warp's six
- * counters, and a warp that wants the oldest waits for the youngest too. Not small copies by all
- * lanes: they cost a lane as many instructions as the rest of the loop. A bulk copy is one
- * instruction of one lane for some units. One product a processor at a time: where two kernels'
- * blocks shared one, early starters kept the small kernels between them waiting (2.57 ms a step
- * instead of 1.96).
+ * Little's law wants 4.5 TB/s x 1 us / 132 = 34 KB under way per processor; the rings hold 74 KB in
+ * CUDA_W4. More was slower (1.87 ms a step with three slots, 1.84 with two). Not loads into
+ * registers: the compiler gives all loads of a loop one of a warp's six counters, and a warp that
+ * wants the oldest waits for the youngest too. Not small copies by all lanes: they cost a lane as
+ * many instructions as half the loop. A bulk copy is one instruction of one lane for some units.
+ * One product a processor at a time: where two kernels' blocks shared one, steps took a quarter
+ * longer (2.33 ms). Nor does it help to norm x here: while a kernel of its own does that, this
+ * one's first weights arrive.
  *
  * x is copied to shared memory once per block; where many rows of many columns do not fit, it comes
  * from the second-level cache for every pair.
  *
- * Instructions per warp and unit of a tile (32 codes a lane) in CUDA_W4 with 8 rows: 52 to make
- * halves of codes, 4 tensor-core products, 4 loads, and some 6 of the loop: 66, or 2.1 per code and
- * lane. A processor issues 128 lanes a cycle and at full bandwidth gets 35 codes of 4.5 bits: a
- * good half of its issue slots.
+ * Instructions per warp and unit of a tile (32 codes a lane) in CUDA_W4: 52 to make halves of
+ * codes, 4 tensor-core products, 4 loads, 20 of the loop and the pair's end: 80. Half of them are
+ * half-precision arithmetic, which a scheduler starts every second cycle, and a quarter of the
+ * others likewise.
+ *
+ * Measured on an H200 (4.6 TB/s of reads), one row, between events: 28672 x 4096 in CUDA_W4 25 us
+ * (66 MB), 4096 x 14336 15.8, 6144 x 4096 12.2, 4096 x 4096 9.4; 4.5 of each are the launch. Inside
+ * some 2.5 us pass until x is there, which weights in the ring do not fill; of the rest (3.9 TB/s)
+ * a counter says that warps wait for arithmetic and for each other more than for memory: with all
+ * weights in the second-level cache 4096 x 14336 still takes 12.5. What would cure it: one kernel
+ * for a layer, whose weights go on arriving while x goes round.
  *
  * The partial sums meet in shared memory, where further warps add them, one lane per result, in the
  * order that product.cuh fixes, while the others are at the next pair. With more rows
@@ -33,7 +41,7 @@
 #include "cuda/product.cuh"
 
 #define WARPS   (2 * CUDA_SEGMENTS) /* that multiply */
-#define ENDS    4u                  /* at most that finish, each its share of the rows of x */
+#define ENDS    2u                  /* at most that finish, each its share of the rows of x */
 #define THREADS (32 * (WARPS + ENDS))
 #define PLACES  2u /* for the partial sums of as many pairs */
 /* Floats between the partial sums of two rows of x in shared memory: a pair's 32 rows of W for each
@@ -43,10 +51,9 @@
 /* A warp's ring: `n` slots, each of some units of a tile. */
 template <uint32_t FORMAT, int NT> struct ring_of {
     using is = cuda_format_is<FORMAT>;
-    static constexpr uint32_t room = NT == 1 ? 8192 : 4096; /* of a warp */
     static constexpr uint32_t units = (is::code_words == 4 ? 2 : 1) * (NT == 1 ? 2 : 1);
     static constexpr uint32_t slot_bytes = units * is::piece_bytes;
-    static constexpr uint32_t n_most = room / slot_bytes;
+    static constexpr uint32_t n_most = NT == 1 ? 2 : 4096 / slot_bytes;
     static_assert(n_most >= 2, "a slot under way while one is used");
 };
 
@@ -357,10 +364,10 @@ multiply_pairs(const cuda_work &work, stream<FORMAT, NT> *w, uint32_t n_units,
     }
 }
 
-/* How many warps finish: one for up to 2 NT rows. */
+/* How many warps finish: one for up to 4 NT rows. */
 template <int NT> static __host__ __device__ inline uint32_t ends_of(uint32_t n_rows)
 {
-    return (n_rows + 2 * NT - 1) / (2 * NT);
+    return (n_rows + 4 * NT - 1) / (4 * NT);
 }
 
 /* The same pairs' ends, by one of these: rows first, first + step, ... of x. */
@@ -374,13 +381,13 @@ static __device__ __forceinline__ void finish_pairs(const cuda_work &work, const
         const cuda_job &job = work.jobs[cuda_job_of(work, block)];
         const uint32_t pair = block - job.first_block;
         const float *sums = partial + from.at * work.n_rows * REST;
-        before was[2 * NT];
+        before was[4 * NT];
 #pragma unroll
-        for (uint32_t i = 0; i < 2 * NT; i++)
+        for (uint32_t i = 0; i < 4 * NT; i++)
             was[i] = before_of(work, job, pair, first + i * step, lane);
         cuda_barrier_wait(&meet->summed[from.at], from.parity);
 #pragma unroll
-        for (uint32_t i = 0; i < 2 * NT; i++) {
+        for (uint32_t i = 0; i < 4 * NT; i++) {
             const uint32_t n = first + i * step;
             if (n < work.n_rows)
                 finish(work, job, pair, n, lane, total_of(sums, n, lane), was[i]);

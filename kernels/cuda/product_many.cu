@@ -20,14 +20,24 @@
  * memory gives W once and the second-level cache the rest.
  *
  * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
- * each); a scheduler's two warps issue about 2 x 110 instructions in CUDA_W4, half of them to make
+ * each); a scheduler's two warps issue about 2 x 125 instructions in CUDA_W4, half of them to make
  * halves. Bytes per tile and 64 columns, CUDA_W4: 5 KiB of W and 16 of x, 42 bytes a cycle and
  * processor, of CUDA_F16 64; the second-level cache gives 36 on average when all read at once (7.7
  * to 9.5 TB/s measured), so that CUDA_W4 is near and CUDA_F16 beyond what it gives without sharing.
  * With 32 rows: 5 KiB and 4, where memory gives 17 a cycle: W's bytes are the bound.
  *
  * Bulk copies cost their issuer about 65 cycles each, whatever their size (512 bytes to 2 KiB
- * measured): hence two units a stage where pieces are small. */
+ * measured): hence two units a stage where pieces are small, and four tiles a copy where they are
+ * large (with nine copies a unit CUDA_F16 lost a tenth).
+ *
+ * Measured on an H200, 512 rows, between events: 28672 x 4096 in CUDA_W4 250 us, 480 TFLOP/s,
+ * CUDA_F16 270, 445 (mma.sync with both factors through shared memory: 225 and 277); 4096 x 14336
+ * 106 and 113. Alone, wgmma with factors in registers reaches 900. A tile's 64 columns take about
+ * 1,000 cycles instead of 512: a warp's own instructions, one in four to five cycles, and for
+ * CUDA_F16 the second-level cache. What would help: x sent to two blocks of a cluster at once, and
+ * a third group of warps. With few rows a kernel's beginning and end are most of it: 32 rows, 4096
+ * x 4096, 19 us, of which the bytes need 2; first columns, a fence as for the whole device and the
+ * cluster's results come one after another. */
 #include "cuda/packed.cuh"
 #include "cuda/product.cuh"
 

@@ -2,13 +2,13 @@
  *
  * A piece is a block's work per key head. Two kinds:
  *
- *   narrow   one tile of rows. The keys of a single sequence at depth 2,048 are 32 chunks, and with
- * 8 key heads 256 blocks, one chunk each, are what fills a device of 132 processors. So the chunks
- * of all tiles are shared out over about as many blocks as run at once, and where a tile's chunks
- * became several pieces', a merge brings them together. With many sequences there are enough tiles,
- * and nothing is cut. wide     up to 8 tiles, of a prompt's rows, that read each key once for all.
- * Bound by the tensor cores. Half as large where that gives no more blocks than there are
- * processors.
+ *   narrow   One tile of rows. The keys of a single sequence at depth 2,048 are 32 chunks, and with
+ *            8 key heads 256 blocks, one chunk each, are what fills a device of 132 processors. So
+ *            the chunks of all tiles are shared out over about as many blocks as run at once, and
+ *            where a tile's chunks became several pieces', a merge brings them together. With many
+ *            sequences there are enough tiles, and nothing is cut.
+ *   wide     Up to 8 tiles, of a prompt's rows, that read each key once for all. Bound by the
+ *            tensor cores. Half as large where that gives no more blocks than processors.
  *
  * Cuts may depend on the batch: chunks are at the same places for every cut, and are merged in the
  * same order. Pure functions. */

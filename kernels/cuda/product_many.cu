@@ -31,13 +31,15 @@
  * large (with nine copies a unit CUDA_F16 lost a tenth).
  *
  * Measured on an H200, 512 rows, between events: 28672 x 4096 in CUDA_W4 250 us, 480 TFLOP/s,
- * CUDA_F16 270, 445 (mma.sync with both factors through shared memory: 225 and 277); 4096 x 14336
- * 106 and 113. Alone, wgmma with factors in registers reaches 900. A tile's 64 columns take about
- * 1,000 cycles instead of 512: a warp's own instructions, one in four to five cycles, and for
- * CUDA_F16 the second-level cache. What would help: x sent to two blocks of a cluster at once, and
- * a third group of warps. With few rows a kernel's beginning and end are most of it: 32 rows, 4096
- * x 4096, 19 us, of which the bytes need 2; first columns, a fence as for the whole device and the
- * cluster's results come one after another. */
+ * CUDA_F16 270, 445 (mma.sync with both factors through shared memory: 225 and 277), at up to 693
+ * W; 4096 x 14336 106 and 113. Alone, wgmma with factors in registers reaches 900. Of a warp's time
+ * in CUDA_W4 67 % is the loop over columns, 11 % ends of segments and quarters, 13 % the finish,
+ * when the tensor cores have nothing to do; a warp issues an instruction every eighth cycle. Making
+ * a factor while the one before is under way was 1 % slower. What should help: warps of their own
+ * that finish a tile while the next one's first quarter is summed (with setmaxnreg, for registers),
+ * and for CUDA_F16 x sent to two blocks of a cluster at once. With few rows a kernel's beginning
+ * and end are most of it: 32 rows, 4096 x 4096, 19 us, of which the bytes need 2; first columns, a
+ * fence as for the whole device and the cluster's results come one after another. */
 #include "cuda/packed.cuh"
 #include "cuda/product.cuh"
 

@@ -536,12 +536,27 @@ void emulated_run(const struct emulated_launch *launch)
     now.launch = NULL;
 }
 
+/* Memory that is given back may be anybody's next, a library's that is loaded again: what the
+ * sanitizer noted about it would be found there. */
+static void forget(void *memory, size_t bytes)
+{
+#ifdef WITH_ASAN
+    __asan_unpoison_memory_region(memory, bytes);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
+}
+
 static __attribute__((destructor)) void clean_up(void)
 {
     while (now.n_fibers) {
         struct fiber *f = now.fibers[--now.n_fibers];
-        munmap((char *)(uintptr_t)f->context.stack - PAGE, STACK_ROOM);
+        char *stack = (char *)(uintptr_t)f->context.stack - PAGE;
+        forget(stack + PAGE, STACK_ROOM - PAGE);
+        munmap(stack, STACK_ROOM);
         free(f->copies);
         free(f);
     }
+    forget(shared_memory, sizeof shared_memory);
 }

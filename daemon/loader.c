@@ -589,9 +589,7 @@ static void place_on_both(struct engine_model *m, const struct backend *first, s
     m->owns_backend = true;
     m->n_first = cut->n_first;
     m->rest = e[1];
-    m->memory = (struct infer_estimate){.weights_bytes = e[0].weights_bytes + e[1].weights_bytes,
-                                        .page_bytes = e[0].page_bytes + e[1].page_bytes,
-                                        .scratch_bytes = e[0].scratch_bytes + e[1].scratch_bytes};
+    m->memory = split_sum(e);
     cut->split = NULL;
 }
 

@@ -114,6 +114,15 @@ int split_estimate(struct infer_backend *b, const struct infer_state_config *sta
     return 0;
 }
 
+struct infer_estimate split_sum(const struct infer_estimate sides[2])
+{
+    return (struct infer_estimate){
+        .weights_bytes = sides[0].weights_bytes + sides[1].weights_bytes,
+        .page_bytes = sides[0].page_bytes + sides[1].page_bytes,
+        .scratch_bytes = sides[0].scratch_bytes + sides[1].scratch_bytes,
+    };
+}
+
 static int split_estimate_sum(struct infer_backend *b, const struct infer_plan *plan,
                               const struct infer_state_config *state, struct infer_estimate *ret)
 {
@@ -121,11 +130,7 @@ static int split_estimate_sum(struct infer_backend *b, const struct infer_plan *
     assert(plan == b->plan);
     int rc = split_estimate(b, state, e);
     if (rc == 0)
-        *ret = (struct infer_estimate){
-            .weights_bytes = e[0].weights_bytes + e[1].weights_bytes,
-            .page_bytes = e[0].page_bytes + e[1].page_bytes,
-            .scratch_bytes = e[0].scratch_bytes + e[1].scratch_bytes,
-        };
+        *ret = split_sum(e);
     return rc;
 }
 

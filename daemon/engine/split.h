@@ -29,5 +29,7 @@ int split_new(const struct infer_plan *plan, uint32_t n_first, const struct spli
 /* What a model would take on each side, x with the second; split_api.estimate() has the sum. */
 int split_estimate(struct infer_backend *split, const struct infer_state_config *state,
                    struct infer_estimate ret[2]);
+/* Both sides of it together. */
+struct infer_estimate split_sum(const struct infer_estimate sides[2]);
 
 #endif

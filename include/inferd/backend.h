@@ -196,6 +196,7 @@ struct infer_state_config {
     uint32_t max_outputs; /* outputs of the largest batch */
 };
 
+/* Of the memory that the model's state is in: the device's own, or else the host's. */
 struct infer_estimate {
     uint64_t weights_bytes; /* in the backend's own layout */
     uint64_t page_bytes;    /* one page */

@@ -279,6 +279,7 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     return 0;
 }
 
+/* Of the device's memory: what stands in the host's, the tables and the staging, is not a part. */
 int cuda_model_estimate(struct infer_backend *b, const struct infer_plan *plan,
                         const struct infer_state_config *state, struct infer_estimate *ret)
 {
@@ -289,7 +290,7 @@ int cuda_model_estimate(struct infer_backend *b, const struct infer_plan *plan,
         return r;
     *ret = (struct infer_estimate){.weights_bytes = sizes.weights,
                                    .page_bytes = m->cache.page_bytes,
-                                   .scratch_bytes = sizes.scratch + sizes.pinned + m->tables.bytes};
+                                   .scratch_bytes = sizes.scratch};
     struct cuda_taken tables = m->tables;
     give(b, &tables);
     return 0;

@@ -292,9 +292,11 @@ struct infer_backend; /* the backend's own */
 struct infer_backend_model;
 
 struct infer_device {
-    char name[64];        /* "CPU, AVX-512 VNNI, 2 threads" */
-    uint64_t memory;      /* bytes of its own memory; 0 when it uses the host's */
-    uint64_t memory_free; /* of these, what can be taken now; 0 when it uses the host's */
+    char name[64];   /* "CPU, AVX-512 VNNI, 2 threads" */
+    uint64_t memory; /* bytes of its own memory; 0 when it uses the host's */
+    /* Of these, what can be taken now, as far as is known: all of it until the first model_open().
+     * 0 when it uses the host's. */
+    uint64_t memory_free;
 };
 
 struct infer_backend_api {

@@ -103,12 +103,12 @@ static int no_device(cudaError_t error)
     return cuda_fail(-ENODEV, "no NVIDIA GPU can be used: %s", cudaGetErrorString(error));
 }
 
-/* Chooses the device and asks what it is. */
+/* Chooses the device and asks what it is. None of this makes the device's context, which takes some
+ * hundred megabytes there and a quarter of a second: that comes with the first model. */
 static int find_device(struct infer_backend *b)
 {
     int n = 0, major = 0, minor = 0, processors = 0, shared_bytes = 0, driver = 0;
     struct cudaDeviceProp properties;
-    size_t memory_free, memory;
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess || n < 1)
         return no_device(error);
@@ -123,18 +123,14 @@ static int find_device(struct infer_backend *b)
         return cuda_fail(-ENODEV,
                          "GPU %d has compute capability %d.%d; this backend needs %d.%d or newer",
                          b->device, major, minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
-    error = cudaSetDevice(b->device);
-    if (error == cudaSuccess)
-        error = cudaMemGetInfo(&memory_free, &memory); /* makes the context */
-    if (error == cudaSuccess)
-        error = cudaGetDeviceProperties(&properties, b->device);
+    error = cudaGetDeviceProperties(&properties, b->device);
     if (error != cudaSuccess) {
         cudaGetLastError();
         return cuda_fail(-ENODEV, "GPU %d cannot be used: %s", b->device,
                          cudaGetErrorString(error));
     }
     cudaDriverGetVersion(&driver);
-    b->memory = memory;
+    b->memory = properties.totalGlobalMem;
     b->n_processors = (uint32_t)processors;
     b->shared_bytes = (uint32_t)shared_bytes;
     snprintf(b->name, sizeof b->name, "%.32s, %d SMs, driver %d.%d", properties.name, processors,
@@ -203,7 +199,13 @@ static void cuda_describe(const struct infer_backend *backend, struct infer_devi
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "%s", backend->name);
     ret->memory = backend->memory;
-    if (!atomic_load(&backend->lost) && cudaSetDevice(backend->device) == cudaSuccess &&
+    if (atomic_load(&backend->lost))
+        return;
+    if (!atomic_load(&backend->begun)) {
+        ret->memory_free = backend->memory; /* without a context nobody can say more */
+        return;
+    }
+    if (cudaSetDevice(backend->device) == cudaSuccess &&
         cudaMemGetInfo(&memory_free, &memory) == cudaSuccess)
         ret->memory_free = memory_free;
     cudaGetLastError();

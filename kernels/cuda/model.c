@@ -366,8 +366,10 @@ int cuda_model_open(struct infer_backend *b, const struct infer_plan *plan,
     struct infer_backend_model *m;
     struct sizes sizes;
     int r = cuda_enter(b);
-    if (r >= 0)
-        r = prepare(b, plan, state, &m, &sizes);
+    if (r < 0)
+        return r;
+    atomic_store(&b->begun, true);
+    r = prepare(b, plan, state, &m, &sizes);
     if (r < 0)
         return r;
     r = take(b, &m->pinned, sizes.pinned, "staging");

@@ -38,6 +38,7 @@ struct infer_backend {
     uint32_t n_processors, shared_bytes; /* shared_bytes: of a block, at most */
     char name[64];                       /* for describe() */
     uint64_t memory;                     /* of the device */
+    _Atomic bool begun;                  /* a model was opened: the context is there */
     _Atomic bool lost; /* an error after which this process can use the device no more */
 };
 

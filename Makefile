@@ -288,6 +288,7 @@ $(B)/tests/unit/client/%: $(O)/tests/unit/client/%.o $(client_objects) $(call ro
 	$(Q)$(CC) $(ldflags) -o $@ $^ -lcmocka -lpthread
 # The daemon's own files stand alone: each is tested with base and what it names here.
 $(B)/tests/unit/daemon/test_backend_load: $(O)/daemon/memory.o | $(backend_libs)
+$(B)/tests/unit/daemon/test_devices: $(O)/daemon/lost.o
 $(B)/tests/unit/daemon/test_metrics: $(O)/daemon/metrics_text.o $(O)/tests/support/openmetrics.o
 config_objects := $(patsubst %,$(O)/daemon/%.o,config config_options config_file config_show policy)
 $(B)/tests/unit/daemon/test_topology: $(O)/daemon/topology_draw.o
@@ -322,7 +323,7 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(addprefix $(B)/tests/kernel/test_,cuda mixed parts upload) $(B)/tests/golden/test_greedy: | $(cuda_emulated_lib)
+$(addprefix $(B)/tests/kernel/test_,cuda mixed parts upload) $(B)/tests/golden/test_greedy $(B)/tests/integration/test_lost: | $(cuda_emulated_lib)
 whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed parts upload)
 $(whole_gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)

@@ -100,6 +100,7 @@ struct config {
     uint64_t state_memory_bytes;        /* 0: derived */
     uint64_t memory_limit_bytes;        /* of all models; 0: what the machine has */
     uint64_t device_memory_limit_bytes; /* of all models on one device with its own; 0: likewise */
+    uint32_t device_wait_s;             /* for a device that was lost */
     uint32_t read_timeout_s;            /* of a model file that gives no byte */
     uint32_t k_type, v_type;            /* INFER_TYPE_F16, _Q8_0 or _Q4_0 */
     uint32_t keep_alive_s;              /* of models that have none of their own; 0: they stay */

@@ -4,18 +4,22 @@
  * that the threads of others, a GPU's driver among them, are kept off afterwards. */
 #include "devices.h"
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "selftest.h"
 
 #include <assert.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define NAMES_MAX   8u
 #define OPTIONS_MAX 4096u
 #define AUTO        "auto"
+#define RETRY_US    250000u
 
 struct opening {
     const struct devices_config *config;
@@ -169,8 +173,22 @@ static int take_options(struct opening *o, const char *backend, struct which *re
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
-/* The next one; negative: it is not open, the report says why. *ret_memory: of its own. */
-static int open_device(struct opening *o, const struct which *w, uint64_t *ret_memory,
+int device_test(struct device *d, struct report *report)
+{
+    if (!d->tested) {
+        d->verdict = (struct report){0};
+        selftest_run(d->backend.api, d->backend.instance, &d->verdict);
+        d->tested = true;
+    }
+    if (d->verdict.code == 0)
+        return 0;
+    *report = d->verdict;
+    return -report->code;
+}
+
+/* The next one; negative: it is not open, the report says why. later: it computes when a model is
+ * to go there. *ret_more: its backend may have another. */
+static int open_device(struct opening *o, const struct which *w, bool later, bool *ret_more,
                        struct report *report)
 {
     struct device *d = &o->devices->device[o->devices->n];
@@ -188,24 +206,78 @@ static int open_device(struct opening *o, const struct which *w, uint64_t *ret_m
     if (rc < 0)
         return rc;
     d->backend.api->describe(d->backend.instance, &about);
-    d->memory = *ret_memory = about.memory;
+    d->memory = about.memory;
+    *ret_more = about.memory > 0 && !w->named;
     snprintf(d->about, sizeof d->about, "%.63s", about.name);
     if (about.memory == 0)
         snprintf(d->name, sizeof d->name, "%s", w->backend);
     else
         snprintf(d->name, sizeof d->name, "%s:%u", w->backend, w->number);
-    rc = selftest_run(d->backend.api, d->backend.instance, report);
-    if (rc < 0)
-        backend_unload(&d->backend);
-    else
+    if (later || device_test(d, report) == 0) {
         o->devices->n++;
-    return rc;
+        return 0;
+    }
+    backend_unload(&d->backend);
+    report->code = INFER_E_BACKEND_LOAD; /* nothing was lost with it */
+    return -report->code;
+}
+
+/* A signal that ends the daemon, which the event loop will take once it runs. */
+static bool is_asked_to_stop(void)
+{
+    sigset_t set;
+    return sigpending(&set) == 0 && (sigismember(&set, SIGTERM) || sigismember(&set, SIGINT));
+}
+
+/* One that was lost comes back in its own time, if at all. */
+static int open_lost(struct opening *o, const struct which *w, const char *name, bool *ret_more,
+                     struct report *report)
+{
+    const uint64_t until = clock_us() + o->config->wait_us;
+    int rc = open_device(o, w, false, ret_more, report);
+    if (rc < 0)
+        log_warning("%s was lost lately and is waited for, %.0f s at most: %s", name,
+                    (double)o->config->wait_us / 1e6, report->text);
+    while (rc < 0 && clock_us() < until && !is_asked_to_stop()) {
+        usleep(RETRY_US);
+        rc = open_device(o, w, false, ret_more, report);
+    }
+    if (rc >= 0)
+        return rc;
+    struct report last = *report;
+    return report_fail(report, INFER_E_BACKEND_LOST, "%s was lost and is not back: %.400s", name,
+                       last.text);
+}
+
+/* As its past has it. */
+static int open_known(struct opening *o, const struct which *w, bool must, bool *ret_more,
+                      struct report *report)
+{
+    char name[DEVICE_NAME_MAX];
+    snprintf(name, sizeof name, "%.16s:%u", w->backend, w->number);
+    uint32_t times = lost_times(o->config->lost, name);
+    *ret_more = times > 0 && !w->named;
+    if (times >= LOST_TIMES_MAX)
+        return report_fail(report, INFER_E_BACKEND_LOAD,
+                           "%s was lost %u times within %u minutes and is left alone; a start "
+                           "after that time tries it again, or one after the file 'lost' in the "
+                           "state directory was removed",
+                           name, times, LOST_MEMORY_S / 60u);
+    if (times > 0)
+        return open_lost(o, w, name, ret_more, report);
+    return open_device(o, w, !must && devices_is_gpu(w->backend), ret_more, report);
 }
 
 /* Why a device that need not be there is not used. */
 static void tell(const struct which *w, int rc, const struct report *report)
 {
     bool first = w->number == 0;
+    if (rc == -INFER_E_BACKEND_LOST) {
+        log_warning("%s; going on without it: models whose device is 'auto' go elsewhere; the next "
+                    "start looks for it again",
+                    report->text);
+        return;
+    }
     if (rc == -ENOENT || (!first && (rc == -ENODEV || rc == -EINVAL)))
         log_debug("%s", report->text);
     else if (rc == -ENODEV || rc == -ELIBACC)
@@ -222,15 +294,13 @@ static int open_backend(struct opening *o, const char *name, bool must)
     bool more = rc == 0;
     while (more && o->devices->n < DEVICES_MAX) {
         struct report report = {0};
-        uint64_t memory = 0;
-        int r = open_device(o, &w, &memory, &report);
+        int r = open_known(o, &w, must, &more, &report);
         if (r < 0 && must && (w.number == 0 || w.named)) {
             *o->report = report;
             return r <= -1000 ? r : -report.code;
         }
         if (r < 0)
             tell(&w, r, &report);
-        more = memory > 0 && !w.named;
         w.number += !w.named;
     }
     return rc;

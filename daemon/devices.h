@@ -3,8 +3,13 @@
  *
  * "auto" is the processors (cpu), which must open, and the GPUs if there are any: where cuda's
  * shared object is missing or finds no device nothing is amiss. A list of names is these backends
- * alone, and each must open. What opens computes a tiny model before it is used (selftest.h); a GPU
- * that computes wrongly is closed again.
+ * alone, and each must open. What opens computes a tiny model before it is used (selftest.h). Those
+ * that must open do so at once; a GPU that need not be there does when a model is to go there for
+ * the first time, since a process that computes on a GPU takes time and memory for that alone. One
+ * that computes wrongly is not used.
+ *
+ * A device that the daemon before lost (lost.h) is waited for and computes at once; one that was
+ * lost again and again is left alone.
  *
  * A device whose backend uses the host's memory has its backend's name, "cpu"; one with a memory of
  * its own that and a number, "cuda:0".
@@ -17,9 +22,11 @@
 #define INFERD_DEVICES_H
 
 #include "backend_load.h"
+#include "lost.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <string.h>
 
 #define DEVICES_MAX     16u
 #define DEVICE_NAME_MAX INFER_DEVICE_NAME_MAX
@@ -31,6 +38,9 @@ struct device {
     char about[64];               /* as its backend describes it */
     uint64_t memory;              /* its own; 0: it uses the host's */
     _Atomic uint64_t taken_bytes; /* of it, by models */
+    _Atomic bool is_lost;         /* while it computed: nothing will run on it in this process */
+    bool tested; /* it has computed, with this result: code 0, or why it is not used */
+    struct report verdict;
 };
 
 struct devices {
@@ -43,12 +53,15 @@ struct devices_config {
     const char *options;               /* KEY=VALUE,... of the first, NAME.KEY=VALUE of that one */
     const struct infer_host *host;     /* of those that compute with the processors */
     const struct infer_host *gpu_host; /* of those that do not; may be host */
+    const struct lost *lost;           /* may be NULL: nothing is known to be lost */
+    uint64_t wait_us;                  /* for each device that was lost */
     /* The first kind is open, with its workers; the second comes. May be NULL. */
     void (*between)(void *ctx);
     void *ctx;
 };
 
-/* 0, or -INFER_E_BACKEND_LOAD or -INFER_E_INVALID with a sentence; nothing is open then. */
+/* 0, or -INFER_E_BACKEND_LOAD, -INFER_E_INVALID, or -INFER_E_BACKEND_LOST of one that was lost and
+ * is not back, with a sentence; nothing is open then. */
 int devices_open(const struct devices_config *config, struct devices *ret, struct report *report);
 /* All their models are closed. */
 void devices_close(struct devices *d);
@@ -62,6 +75,19 @@ bool devices_first(const char *backends, char ret[BACKEND_NAME_MAX]);
 bool device_is(const struct device *d, const char *wanted);
 /* "cpu, cuda:0" */
 void devices_list(const struct devices *d, char *text, size_t bytes);
+
+/* Before a model goes there: does it compute? 0, or -INFER_E_BACKEND_LOAD or, when it could not
+ * even be begun with, -INFER_E_BACKEND_LOST with a sentence, always the same. One thread at a time.
+ */
+int device_test(struct device *d, struct report *report);
+
+/* The device of that name is lost. d may be NULL. */
+static inline void devices_set_lost(struct devices *d, const char *name)
+{
+    for (uint32_t i = 0; d != NULL && i < d->n; i++)
+        if (strcmp(d->device[i].name, name) == 0)
+            atomic_store(&d->device[i].is_lost, true);
+}
 
 /* Of a device with a memory of its own: what a model may take there now; limit: of all models,
  * 0: none. */

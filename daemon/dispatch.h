@@ -88,10 +88,10 @@ struct dispatch_config {
     char *(*draw_topology)(void *draw_ctx);
     void *draw_ctx;
     struct loop *loop;
-    struct status_page *page;      /* written ten times a second while anything runs */
-    const struct devices *devices; /* whose memory METRICS tells; may be NULL */
-    struct metrics_loads *loads;   /* what loading counted, for METRICS; may be NULL */
-    uint64_t n_starts;             /* likewise: of metrics_count_start(); 0: not known */
+    struct status_page *page;    /* written ten times a second while anything runs */
+    struct devices *devices;     /* whose memory METRICS tells, whose loss is marked; may be NULL */
+    struct metrics_loads *loads; /* what loading counted, for METRICS; may be NULL */
+    uint64_t n_starts;           /* likewise: of metrics_count_start(); 0: not known */
     /* Called on the event thread, with a connection. */
     void (*on_close)(void *connection); /* we ended this session: hang up */
     void (*on_free)(void *connection);  /* the last use of its session is over */

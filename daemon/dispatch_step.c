@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "devices.h"
 #include "messages.h"
 
 #include <errno.h>
@@ -56,6 +57,8 @@ static void step_failed(struct dispatch *d, const struct engine_model *m, uint32
     struct log_fields fields = {.message_id = MESSAGE_STEP_FAILED, .model = m->name};
     log_event(LOG_LEVEL_ERROR, &fields, "%s: a step failed: %s", m->name, why);
     if (rc == -ENODEV) {
+        const uint32_t model = (uint32_t)(m - d->config.models);
+        devices_set_lost(d->config.devices, d->slots[model].is.about.device);
         d->stopping = true;
         dispatch_fail_all(d, INFER_E_BACKEND_LOST, why);
         loop_stop(d->config.loop, DISPATCH_EXIT_LOST);

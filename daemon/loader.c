@@ -44,6 +44,7 @@ static int backend_failed(const struct infer_backend_api *api, struct infer_back
 {
     int code = rc == -ENOTSUP  ? INFER_E_MODEL_UNSUPPORTED
                : rc == -ENOMEM ? INFER_E_MODEL_TOO_LARGE
+               : rc == -ENODEV ? INFER_E_BACKEND_LOST
                                : INFER_E_BACKEND;
     return report_fail(report, code, "the %s backend cannot %s: %s", api->name, what,
                        api->last_error(backend));

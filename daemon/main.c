@@ -13,6 +13,7 @@
 #include "dispatch.h"
 #include "inspect.h"
 #include "journal.h"
+#include "lost.h"
 #include "manage.h"
 #include "memory.h"
 #include "messages.h"
@@ -31,6 +32,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <time.h>
 #include <unistd.h>
 
 #define GIB(bytes) ((double)(bytes) / 1073741824.0)
@@ -52,6 +54,7 @@ struct daemon {
     struct notify *notify;
     struct server *server;
     struct devices devices;
+    struct lost lost;
     struct models *models;
     struct manage *manage;
     struct dispatch *dispatch;
@@ -197,6 +200,22 @@ static void keep_off_workers(void *ctx)
         log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-rc));
 }
 
+/* A start that loads models may end with it, too. */
+static bool note_lost(struct daemon *d)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < d->devices.n; i++) {
+        if (!atomic_load(&d->devices.device[i].is_lost))
+            continue;
+        int rc = lost_add(&d->lost, d->devices.device[i].name, (int64_t)time(NULL));
+        if (rc < 0)
+            log_warning("%s: the next start will not know that it was lost: %s",
+                        d->devices.device[i].name, strerror(-rc));
+        any = true;
+    }
+    return any;
+}
+
 static int open_devices(struct daemon *d, struct report *report)
 {
     uint32_t threads = d->config->threads != 0 ? d->config->threads : d->topology.default_threads;
@@ -213,12 +232,18 @@ static int open_devices(struct daemon *d, struct report *report)
         memory_set_nodes(&d->memory, d->places.nodes, d->places.n_nodes);
         memory_host_nodes(&d->memory, d->places.worker_nodes, &d->host);
     }
+    int rc = lost_open(&d->lost, d->config->state_directory, (int64_t)time(NULL));
+    if (rc < 0)
+        log_warning("%s: devices that are lost cannot be noted there: %s",
+                    d->config->state_directory, strerror(-rc));
     /* A GPU's backend computes with the thread that calls it alone. */
     memory_host_init(&d->memory, d->topology.cpus, 1, &d->gpu_host);
     struct devices_config config = {.backends = d->config->backend,
                                     .options = d->config->backend_options,
                                     .host = &d->host,
                                     .gpu_host = &d->gpu_host,
+                                    .lost = &d->lost,
+                                    .wait_us = 1000000ull * d->config->device_wait_s,
                                     .between = keep_off_workers,
                                     .ctx = d};
     return devices_open(&config, &d->devices, report);
@@ -390,8 +415,8 @@ static void tell_devices(const struct daemon *d)
     for (uint32_t i = 0; i < d->devices.n; i++) {
         const struct device *device = &d->devices.device[i];
         if (device->memory != 0)
-            log_info("device %s: %s, %.1f GiB of memory, %.1f free", device->name, device->about,
-                     GIB(device->memory), GIB(device_available(device, 0)));
+            log_info("device %s: %s, %.1f GiB of memory", device->name, device->about,
+                     GIB(device->memory));
         else if (i > 0)
             log_info("device %s: %s", device->name, device->about);
     }
@@ -545,6 +570,7 @@ static void stop(struct daemon *d)
     status_page_free(d->page);
     models_free(d->models);
     devices_close(&d->devices);
+    lost_close(&d->lost);
     notify_free(d->notify);
     if (d->loop != NULL)
         loop_free(d->loop);
@@ -563,16 +589,21 @@ static int serve(struct config *config, int argc, char **argv)
     d.argc = argc;
     d.argv = argv;
     mallopt(M_ARENA_MAX, 2); /* few threads allocate; an arena each would only spread the heap */
+    d.lost.fd = -1;
     if (start(&d, &report) < 0) {
         status = fail(&report);
+        if (note_lost(&d) || report.code == INFER_E_BACKEND_LOST)
+            status = DISPATCH_EXIT_LOST;
     } else {
         log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_READY},
                   "ready at %s after %.0f ms", server_place(d.server),
                   (double)(clock_us() - began) / 1e3);
         tell_ready(&d);
         status = loop_run(d.loop);
-        if (status == DISPATCH_EXIT_LOST)
+        if (status == DISPATCH_EXIT_LOST) {
             limit_stop();
+            note_lost(&d);
+        }
     }
     stop(&d);
     config_done((struct config *)d.config);

@@ -511,7 +511,7 @@ int models_preload(struct models *m, struct report *report)
         if (e->state != STATE_LISTED || !e->preload)
             continue;
         int rc = preload(m, i, report);
-        if (rc < 0 && e->given)
+        if (rc < 0 && (e->given || rc == -INFER_E_BACKEND_LOST))
             return rc; /* one line that says why, and no other */
         if (rc < 0) {
             log_error("%s: not loaded: %s", e->name, report->text);

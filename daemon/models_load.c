@@ -92,6 +92,8 @@ int models_fill(struct models *m, struct entry *e, struct report *report)
     rc = loader_fill(e->load, &m->engines[index], report);
     if (rc < 0 && d->memory != 0)
         device_give(d, e->need.on_backend);
+    if (rc == -INFER_E_BACKEND_LOST)
+        atomic_store(&d->is_lost, true);
     return rc;
 }
 
@@ -365,6 +367,14 @@ void models_pump(struct models *m)
     models_pump(m);
 }
 
+/* A device that is lost ends the daemon, as when a step finds it so. */
+static void work_failed(struct models *m, struct entry *e)
+{
+    load_failed(m, models_index(e), &e->work_report);
+    if (e->work_rc == -INFER_E_BACKEND_LOST)
+        loop_stop(m->config.loop, DISPATCH_EXIT_LOST);
+}
+
 static void place_load(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
@@ -385,7 +395,7 @@ static void sized(struct models *m, struct entry *e)
     if (atomic_load(&e->cancelled))
         load_failed(m, index, &was_cancelled);
     else if (e->work_rc < 0)
-        load_failed(m, index, &e->work_report);
+        work_failed(m, e);
     else
         place_load(m, index);
 }
@@ -400,7 +410,7 @@ static void filled(struct models *m, struct entry *e)
         e->load = NULL;
         start_work(m, e, WORK_OPEN);
     } else {
-        load_failed(m, index, &e->work_report);
+        work_failed(m, e);
     }
 }
 

@@ -120,16 +120,33 @@ static void size_device(struct models *m, struct entry *e, uint32_t device)
         whole->rc = -ENODEV;
 }
 
+/* Whether it computes; the first time that it does not is told of. */
+static bool is_sound(struct device *d, struct report *report)
+{
+    bool known = d->tested;
+    if (device_test(d, report) == 0)
+        return true;
+    if (report->code == INFER_E_BACKEND_LOST)
+        atomic_store(&d->is_lost, true);
+    else if (!known)
+        log_warning("%s is not used: %s", d->name, report->text);
+    return false;
+}
+
 int models_size(struct models *m, struct entry *e, struct report *report)
 {
     uint32_t n = 0;
+    struct report unsound = {0};
     for (uint32_t i = 0; i < m->config.devices->n; i++) {
         m->fits[i] = m->splits[i] = (struct models_fit){.rc = -ENODEV};
-        if (!comes_in_question(m, e, i))
+        if (!comes_in_question(m, e, i) || !is_sound(&m->config.devices->device[i], &unsound))
             continue;
         n++;
         size_device(m, e, i);
     }
+    /* A lost one ends the daemon, and the next start knows. */
+    if (unsound.code == INFER_E_BACKEND_LOST || (n == 0 && unsound.code != 0))
+        return report_fail(report, unsound.code, "%s: %s", e->name, unsound.text);
     return n > 0 ? 0 : no_device(m, e, report);
 }
 

@@ -12,6 +12,7 @@
  * The null backend makes its tokens, delays and faults up, that is what it is for: it is let be. */
 #include "selftest.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -214,6 +215,11 @@ static int run(const struct infer_backend_api *api, struct infer_backend_model *
     return rc;
 }
 
+static int code_of(int rc)
+{
+    return rc == -ENODEV ? INFER_E_BACKEND_LOST : INFER_E_BACKEND_LOAD;
+}
+
 static int compare(const struct infer_backend_api *api, struct infer_backend *backend,
                    struct infer_backend_model *model, struct report *report)
 {
@@ -223,7 +229,7 @@ static int compare(const struct infer_backend_api *api, struct infer_backend *ba
         int rc = i == 0 ? run(api, model, prompt, PROMPT, 0, &token, &logprob)
                         : run(api, model, &token, 1, PROMPT + i - 1, &token, &logprob);
         if (rc < 0)
-            return report_fail(report, INFER_E_BACKEND_LOAD,
+            return report_fail(report, code_of(rc),
                                "backend %s: its self-test failed: %s; choose another --backend",
                                api->name, api->last_error(backend));
         /* written so that NaN is wrong */
@@ -263,7 +269,7 @@ int selftest_run(const struct infer_backend_api *api, struct infer_backend *back
             return rc;
         }
     }
-    rc = report_fail(report, INFER_E_BACKEND_LOAD,
+    rc = report_fail(report, code_of(rc),
                      "backend %s does not take the self-test's model: %s; choose another --backend",
                      api->name, api->last_error(backend));
     if (open)

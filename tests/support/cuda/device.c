@@ -5,6 +5,7 @@
 #include "runtime.h"
 
 #include <string.h>
+#include <unistd.h>
 
 enum memory_kind { MEMORY_DEVICE, MEMORY_PINNED, MEMORY_REGISTERED };
 struct memory {
@@ -71,17 +72,24 @@ static size_t memory_total(void)
     return emulated_setting("memory", (uint64_t)4 << 30);
 }
 
+/* None, as long as there is a file of the name in INFERD_CUDA_EMULATED_GONE. */
+static uint64_t n_devices(void)
+{
+    const char *gone = getenv("INFERD_CUDA_EMULATED_GONE");
+    return gone && access(gone, F_OK) == 0 ? 0 : emulated_setting("devices", 1);
+}
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
-    *count = (int)emulated_setting("devices", 1);
+    *count = (int)n_devices();
     return emulated_result(*count ? cudaSuccess : cudaErrorNoDevice);
 }
 cudaError_t emulated_check_device(int device)
 {
-    if (!emulated_setting("devices", 1))
+    const uint64_t n = n_devices();
+    if (!n)
         return cudaErrorNoDevice;
-    return device < 0 || (uint64_t)device >= emulated_setting("devices", 1) ? cudaErrorInvalidDevice
-                                                                            : cudaSuccess;
+    return device < 0 || (uint64_t)device >= n ? cudaErrorInvalidDevice : cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device)
 {
@@ -195,7 +203,7 @@ cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
 }
 cudaError_t cudaDriverGetVersion(int *version)
 {
-    *version = emulated_setting("devices", 1) ? CUDART_VERSION : 0;
+    *version = n_devices() ? CUDART_VERSION : 0;
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version)

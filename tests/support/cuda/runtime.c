@@ -11,13 +11,14 @@
  *
  * INFERD_CUDA_EMULATED="devices=0,memory=268435456,sms=4,fail=100" changes the machine: how many
  * devices, bytes of memory, multiprocessors; fail=N: the Nth kernel from now on hits an illegal
- * address, after which every call fails, as on a lost device.
+ * address, after which every call fails, as on a lost device; hang=N: it does not end.
  *
  * Threads: any; one lock around everything, kernels included. */
 #include "runtime.h"
 
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 struct attribute {
     struct attribute *next;
@@ -31,7 +32,7 @@ static struct queue *queues = &default_queue;
 static struct CUstream_st default_stream = {.queue = &default_queue};
 static struct CUstream_st *streams;
 static struct attribute *attributes;
-static uint64_t n_launched; /* since there was a "fail" */
+static uint64_t n_launched; /* since there was a "fail" or "hang" */
 cudaError_t emulated_lost;
 static __thread cudaError_t last_error;
 
@@ -120,19 +121,29 @@ static void graph_unref(struct CUgraph_st *graph)
     free(graph);
 }
 
+/* Whether it is to run. */
+static bool may_launch(void)
+{
+    uint64_t fail = emulated_setting("fail", 0), hang = emulated_setting("hang", 0);
+    n_launched = fail || hang ? n_launched + 1 : 0;
+    if (hang && n_launched == hang) {
+        pthread_mutex_unlock(&lock); /* others see a device that is at work */
+        for (;;)
+            pause();
+    }
+    if (fail && n_launched == fail)
+        emulated_lost = cudaErrorIllegalAddress;
+    return !emulated_lost;
+}
+
 static void op_run(struct op *op)
 {
-    uint64_t fail;
     size_t i;
     if (emulated_lost)
         return;
     switch (op->kind) {
     case OP_LAUNCH:
-        fail = emulated_setting("fail", 0);
-        n_launched = fail ? n_launched + 1 : 0;
-        if (fail && n_launched == fail)
-            emulated_lost = cudaErrorIllegalAddress;
-        else
+        if (may_launch())
             emulated_run(&op->launch);
         break;
     case OP_COPY:

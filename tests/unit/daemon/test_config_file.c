@@ -194,8 +194,8 @@ static void mistakes_have_a_line(void **state)
             "'help' is no key of [daemon]; it has model-directory, socket, metrics-socket, "
             "state-directory, backend, backend-options, device, device-layers, threads, "
             "huge-pages, ctx, parallel, "
-            "state-memory, memory-limit, device-memory-limit, read-timeout, cache-type-k, "
-            "cache-type-v, keep-alive, "
+            "state-memory, memory-limit, device-memory-limit, device-wait, read-timeout, "
+            "cache-type-k, cache-type-v, keep-alive, "
             "swap-memory, swap-file, "
             "slow-reader-preempt, slow-reader-timeout, conversation-idle, fair-skips, "
             "newcomer-slots, drain-timeout, event-loop, spin-us, log-level");

@@ -29,6 +29,8 @@ static struct {
     uint64_t memory;    /* of each of its devices; 0: the host's */
     uint32_t n_devices; /* -ENODEV from there on; 0: it knows no option device= */
     uint32_t wrong;     /* a bit for each device that fails the self-test */
+    uint32_t n_gone;    /* so many more times there is no device */
+    uint32_t n_tests;
     struct infer_backend_api api;
 } played[4];
 
@@ -63,6 +65,10 @@ int backend_load(const char *name, const char *options, const struct infer_host 
     snprintf(opened + n, sizeof opened - n, "%s(%s)%u ", name, options, on->n_cpus);
     if (played[i].error != 0)
         return fails(r, played[i].error);
+    if (played[i].n_gone > 0) {
+        played[i].n_gone--;
+        return fails(r, -ENODEV);
+    }
     if (which != NULL && number >= played[i].n_devices)
         return fails(r, played[i].n_devices > 0 ? -ENODEV : -EINVAL);
     struct infer_backend *instance = calloc(1, sizeof *instance);
@@ -88,6 +94,7 @@ int selftest_run(const struct infer_backend_api *api, struct infer_backend *back
     size_t i = 0;
     while (&played[i].api != api)
         i++;
+    played[i].n_tests++;
     return (played[i].wrong & 1u << backend->number) != 0
                ? report_fail(r, INFER_E_BACKEND_LOAD, "wrong")
                : 0;
@@ -112,12 +119,17 @@ static void between(void *ctx)
     strcat(opened, "| ");
 }
 
+static struct lost lost;
+static uint64_t wait_us;
+
 static int open_all(const char *backends, const char *options)
 {
     struct devices_config config = {.backends = backends,
                                     .options = options,
                                     .host = &host,
                                     .gpu_host = &gpu_host,
+                                    .lost = &lost,
+                                    .wait_us = wait_us,
                                     .between = between};
     opened[0] = '\0';
     n_between = 0;
@@ -143,6 +155,8 @@ static int begin(void **state)
 {
     (void)state;
     memset(played, 0, sizeof played);
+    lost = (struct lost){.fd = -1};
+    wait_us = 0;
     play(0, "cpu", 0, 0, 0);
     return 0;
 }
@@ -209,9 +223,16 @@ static void a_gpu_that_computes_wrongly_is_left_alone(void **state)
     play(1, "cuda", 0, 1000, 1);
     played[1].wrong = 1;
     assert_int_equal(open_all("auto", ""), 0);
-    expect_devices("cpu");
-    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 1);
-    assert_int_equal(n_open, 1);
+    expect_devices("cpu, cuda:0"); /* it has not computed yet */
+    assert_int_equal(played[1].n_tests, 0);
+    for (int i = 0; i < 2; i++) {
+        report = (struct report){0};
+        assert_int_equal(device_test(&devices.device[1], &report), -INFER_E_BACKEND_LOAD);
+        assert_string_equal(report.text, "wrong");
+    }
+    assert_int_equal(played[1].n_tests, 1);
+    assert_int_equal(device_test(&devices.device[0], &report), 0);
+    assert_int_equal(played[0].n_tests, 1); /* as it opened */
     devices_close(&devices);
     /* One that was asked for is an error, and so are the processors. */
     assert_int_equal(open_all("cuda,cpu", ""), -INFER_E_BACKEND_LOAD);
@@ -237,10 +258,70 @@ static void the_other_gpus_stay(void **state)
     assert_int_equal(open_all("cuda,cpu", ""), 0);
     expect_devices("cpu, cuda:0, cuda:2");
     assert_int_equal(n_lines[LOG_LEVEL_WARNING], 1);
-    devices_close(&devices);
-    played[1].wrong = 1u << 0;
+}
+
+/* ---- those that were lost -------------------------------------------------------------------- */
+
+static void lose(const char *name, uint32_t times)
+{
+    for (uint32_t i = 0; i < times; i++)
+        snprintf(lost.lines[lost.n++].device, sizeof lost.lines[0].device, "%s", name);
+}
+
+static void one_that_was_lost_computes_at_once(void **state)
+{
+    (void)state;
+    play(1, "cuda", 0, 1000, 2);
+    lose("cuda:0", 1);
     assert_int_equal(open_all("auto", ""), 0);
-    expect_devices("cpu, cuda:1, cuda:2");
+    expect_devices("cpu, cuda:0, cuda:1");
+    assert_int_equal(played[1].n_tests, 1);
+    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 0);
+}
+
+static void one_that_was_lost_is_waited_for(void **state)
+{
+    (void)state;
+    play(1, "cuda", 0, 1000, 2);
+    lose("cuda:0", 2);
+    wait_us = 60000000;
+    played[1].n_gone = 2;
+    assert_int_equal(open_all("auto", ""), 0);
+    expect_devices("cpu, cuda:0, cuda:1");
+    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 1);
+    devices_close(&devices);
+    wait_us = 0;
+    played[1].n_gone = 1;
+    assert_int_equal(open_all("auto", ""), 0);
+    expect_devices("cpu, cuda:1");
+    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 2);
+    devices_close(&devices);
+    played[1].n_gone = 1;
+    assert_int_equal(open_all("cuda,cpu", ""), -INFER_E_BACKEND_LOST);
+    assert_non_null(strstr(report.text, "is not back"));
+}
+
+static void one_that_was_lost_again_and_again_is_left_alone(void **state)
+{
+    (void)state;
+    play(1, "cuda", 0, 1000, 2);
+    lose("cuda:0", LOST_TIMES_MAX);
+    assert_int_equal(open_all("auto", ""), 0);
+    expect_devices("cpu, cuda:1");
+    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 1);
+    devices_close(&devices);
+    assert_int_equal(open_all("cuda,cpu", ""), -INFER_E_BACKEND_LOAD);
+}
+
+static void it_is_marked(void **state)
+{
+    (void)state;
+    play(1, "cuda", 0, 1000, 2);
+    assert_int_equal(open_all("auto", ""), 0);
+    devices_set_lost(&devices, "cuda:1");
+    assert_false(devices.device[0].is_lost || devices.device[1].is_lost);
+    assert_true(devices.device[2].is_lost);
+    devices_set_lost(NULL, "cuda:1");
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */
@@ -337,6 +418,10 @@ int main(void)
         TEST(a_gpu_that_computes_wrongly_is_left_alone),
         TEST(the_other_gpus_stay),
         TEST(the_processors_must_open),
+        TEST(one_that_was_lost_computes_at_once),
+        TEST(one_that_was_lost_is_waited_for),
+        TEST(one_that_was_lost_again_and_again_is_left_alone),
+        TEST(it_is_marked),
         TEST(a_list_is_these_alone),
         TEST(one_gpu_by_its_number),
         TEST(lists_that_are_none),

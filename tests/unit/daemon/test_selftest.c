@@ -47,7 +47,7 @@ static void test_good_backends(void **state)
 
 /* ---- a backend that goes wrong in one step --------------------------------------------------- */
 
-enum fault { NONE, TOKEN, NAN_LOGPROB, SMALL_ERROR, LARGE_ERROR, FAILS, OPEN, WRITE, READY };
+enum fault { NONE, TOKEN, NAN_LOGPROB, SMALL_ERROR, LARGE_ERROR, FAILS, LOST, OPEN, WRITE, READY };
 
 static const struct infer_backend_api *good;
 static enum fault fault;
@@ -68,6 +68,8 @@ static int faulty_run_fn(struct infer_backend_model *model, struct infer_batch *
         batch->outputs[0].logprob -= 0.5f;
     else if (fault == FAILS)
         return -EIO;
+    else if (fault == LOST)
+        return -ENODEV;
     return rc;
 }
 
@@ -106,7 +108,9 @@ static void test_faults(void **state)
             n_runs = 0;
             report = (struct report){0};
             int rc = selftest_run(&api, b.instance, &report);
-            int right = fault == NONE || fault == SMALL_ERROR ? 0 : -INFER_E_BACKEND_LOAD;
+            int right = fault == NONE || fault == SMALL_ERROR ? 0
+                        : fault == LOST                       ? -INFER_E_BACKEND_LOST
+                                                              : -INFER_E_BACKEND_LOAD;
             if (rc != right)
                 fail_msg("fault %d in run %u: %d: %s", fault, faulty_run, rc, report.text);
             if (rc < 0)

@@ -143,6 +143,11 @@ static int open_backend(struct backend *b, const char *options, const struct inf
                     b->api->name, options[0] != '\0' ? " for the options " : "", options, why);
         return r;
     }
+    if (r == -ENOTSUP) {
+        report_fail(report, INFER_E_BACKEND_LOAD, "backend %s does not run on this device: %.200s",
+                    b->api->name, why);
+        return r;
+    }
     if (r < 0)
         return report_fail(report, INFER_E_BACKEND_LOAD, "backend %s cannot start: %s: %.200s",
                            b->api->name, strerror(-r), why);

@@ -24,8 +24,8 @@ struct backend {
  * infer_backend_api.open. host stays alive until backend_unload().
  * Negative with a sentence, whose code is BACKEND_LOAD; *ret untouched: -ENOENT, there is no such
  * file; -ELIBACC, the linker does not load it (a library that it needs is missing, say its
- * device's driver); -ENODEV, it has no device, or not this one; -EINVAL, it does not know one of
- * the options; else -INFER_E_BACKEND_LOAD. */
+ * device's driver); -ENODEV, it has no device, or not this one; -ENOTSUP, it does not run on this
+ * one; -EINVAL, it does not know one of the options; else -INFER_E_BACKEND_LOAD. */
 int backend_load(const char *name, const char *options, const struct infer_host *host,
                  struct backend *ret, struct report *report);
 

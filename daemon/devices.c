@@ -282,6 +282,8 @@ static void tell(const struct which *w, int rc, const struct report *report)
         log_debug("%s", report->text);
     else if (rc == -ENODEV || rc == -ELIBACC)
         log_info("no GPU is used: %s", report->text);
+    else if (rc == -ENOTSUP)
+        log_info("%s:%u is not used: %s", w->backend, w->number, report->text);
     else
         log_warning("%s:%u is not used: %s", w->backend, w->number, report->text);
 }
@@ -301,6 +303,8 @@ static int open_backend(struct opening *o, const char *name, bool must)
         }
         if (r < 0)
             tell(&w, r, &report);
+        if (r == -ENOTSUP)
+            more = !w.named && w.number < DEVICES_MAX;
         w.number += !w.named;
     }
     return rc;

@@ -306,7 +306,8 @@ struct infer_backend_api {
     const char *version;
 
     /* options: "key=value,key=value" or "" (from the command line; unknown keys: -EINVAL). -ENODEV:
-     * there is no device for it. The host stays alive until close(). */
+     * there is no device for it. -ENOTSUP: there is one, of a kind that it does not run on. The
+     * host stays alive until close(). */
     int (*open)(const struct infer_host *host, const char *options, struct infer_backend **ret);
     void (*close)(struct infer_backend *backend);
     const char *(*last_error)(const struct infer_backend *backend);

@@ -16,7 +16,11 @@
 #include <stdio.h>
 #include <string.h>
 
-/* The oldest that has the tensor-core product of device.cuh, 10 times the number. */
+/* The oldest that is used, 10 times the number. 7.5 has tensor cores as well, and what device.cuh
+ * takes for granted could be made of what it has: its products of 16 x 8 x 8 in pairs, barriers of
+ * atomics, loads and stores for asynchronous copies. But it gives a block 64 KiB of shared memory,
+ * where the rings of product.cu (F16: 64 KiB of them, and the sums beside) and the wide pieces of
+ * attention (64 KiB for heads of 128) begin: both would need kernels of their own. */
 #define CAPABILITY_MIN 80
 
 /* Of the calling thread: one may load a model while another steps. */
@@ -120,8 +124,9 @@ static int find_device(struct infer_backend *b)
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, b->device);
     cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, b->device);
     if (10 * major + minor < CAPABILITY_MIN)
-        return cuda_fail(-ENODEV,
-                         "GPU %d has compute capability %d.%d; this backend needs %d.%d or newer",
+        return cuda_fail(-ENOTSUP,
+                         "GPU %d has compute capability %d.%d and %d.%d or newer is needed; "
+                         "use device = cpu for models that name it",
                          b->device, major, minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
     error = cudaGetDeviceProperties(&properties, b->device);
     if (error != cudaSuccess) {

@@ -713,6 +713,8 @@ static void test_faults(void **state)
     make_model(&m, &recipes[0]);
     setenv("INFERD_CUDA_EMULATED", "devices=0", 1);
     assert_int_equal(open_cuda(&l, ""), -ENODEV);
+    setenv("INFERD_CUDA_EMULATED", "capability=75", 1);
+    assert_int_equal(open_cuda(&l, ""), -ENOTSUP);
     setenv("INFERD_CUDA_EMULATED", "memory=1000000", 1);
     must_open(&l, "");
     uint64_t held = l.taken;

@@ -140,7 +140,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     prop->warpSize = 32;
     prop->maxThreadsPerBlock = 1024;
     prop->maxThreadsPerMultiProcessor = 2048;
-    prop->major = 9;
+    prop->major = (int)emulated_setting("capability", 90) / 10;
+    prop->minor = (int)emulated_setting("capability", 90) % 10;
     prop->multiProcessorCount = (int)emulated_setting("sms", 132);
     prop->l2CacheSize = 50 << 20;
     prop->persistingL2CacheMaxSize = 32 << 20;

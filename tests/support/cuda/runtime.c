@@ -10,8 +10,9 @@
  * synchronous calls while a stream is being captured.
  *
  * INFERD_CUDA_EMULATED="devices=0,memory=268435456,sms=4,fail=100" changes the machine: how many
- * devices, bytes of memory, multiprocessors; fail=N: the Nth kernel from now on hits an illegal
- * address, after which every call fails, as on a lost device; hang=N: it does not end.
+ * devices, bytes of memory, multiprocessors; capability=75: 7.5 (all else stays); fail=N: the Nth
+ * kernel from now on hits an illegal address, after which every call fails, as on a lost device;
+ * hang=N: it does not end.
  *
  * Threads: any; one lock around everything, kernels included. */
 #include "runtime.h"

@@ -29,6 +29,7 @@ static struct {
     uint64_t memory;    /* of each of its devices; 0: the host's */
     uint32_t n_devices; /* -ENODEV from there on; 0: it knows no option device= */
     uint32_t wrong;     /* a bit for each device that fails the self-test */
+    uint32_t old;       /* a bit for each that is of a kind which it does not run on */
     uint32_t n_gone;    /* so many more times there is no device */
     uint32_t n_tests;
     struct infer_backend_api api;
@@ -71,6 +72,8 @@ int backend_load(const char *name, const char *options, const struct infer_host 
     }
     if (which != NULL && number >= played[i].n_devices)
         return fails(r, played[i].n_devices > 0 ? -ENODEV : -EINVAL);
+    if ((played[i].old & 1u << number) != 0)
+        return fails(r, -ENOTSUP);
     struct infer_backend *instance = calloc(1, sizeof *instance);
     assert_non_null(instance);
     instance->memory = instance->memory_free = played[i].memory;
@@ -260,6 +263,23 @@ static void the_other_gpus_stay(void **state)
     assert_int_equal(n_lines[LOG_LEVEL_WARNING], 1);
 }
 
+static void an_old_gpu_hides_no_newer_one(void **state)
+{
+    (void)state;
+    play(1, "cuda", 0, 1000, 3);
+    played[1].old = 1u << 0 | 1u << 2;
+    assert_int_equal(open_all("auto", ""), 0);
+    expect_devices("cpu, cuda:1");
+    assert_int_equal(n_lines[LOG_LEVEL_INFO], 2);
+    assert_int_equal(n_lines[LOG_LEVEL_WARNING], 0);
+    devices_close(&devices);
+    assert_int_equal(open_all("cuda,cpu", ""), -INFER_E_BACKEND_LOAD);
+    played[1].n_devices = 100;
+    played[1].old = UINT32_MAX;
+    assert_int_equal(open_all("auto", ""), 0);
+    expect_devices("cpu");
+}
+
 /* ---- those that were lost -------------------------------------------------------------------- */
 
 static void lose(const char *name, uint32_t times)
@@ -418,6 +438,7 @@ int main(void)
         TEST(a_gpu_that_computes_wrongly_is_left_alone),
         TEST(the_other_gpus_stay),
         TEST(the_processors_must_open),
+        TEST(an_old_gpu_hides_no_newer_one),
         TEST(one_that_was_lost_computes_at_once),
         TEST(one_that_was_lost_is_waited_for),
         TEST(one_that_was_lost_again_and_again_is_left_alone),

@@ -323,8 +323,8 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(addprefix $(B)/tests/kernel/test_,cuda mixed parts upload) $(B)/tests/golden/test_greedy $(B)/tests/integration/test_lost: | $(cuda_emulated_lib)
-whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed parts upload)
+$(addprefix $(B)/tests/kernel/test_,cuda mixed pages parts upload) $(B)/tests/golden/test_greedy $(B)/tests/integration/test_lost: | $(cuda_emulated_lib)
+whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed pages parts upload)
 $(whole_gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
@@ -397,7 +397,7 @@ check-gpu: $(if $(cuda_lib),all) $(gpu_programs)
 	@INFERD_BUILD=$(B) tests/gpu.sh $(gpu_programs)
 # And under compute-sanitizer: the kernels alone, then whole steps.
 check-gpu-sanitize: $(if $(cuda_lib),all) $(gpu_programs)
-	@INFERD_BUILD=$(B) tests/gpu.sh --sanitize $(if $(cuda_lib),$(gpu_tests) $(B)/tests/gpu/kernel/test_cuda)
+	@INFERD_BUILD=$(B) tests/gpu.sh --sanitize $(if $(cuda_lib),$(gpu_tests) $(addprefix $(B)/tests/gpu/kernel/test_,cuda pages))
 
 # What a machine with a GPU and no compilers needs for tests/bench/gpu.sh and gpu_daemon.sh, cmocka
 # included.

@@ -70,7 +70,7 @@ for word in $plan; do
         ;;
     sanitize)
         export LD_LIBRARY_PATH=$build/tests/gpu:$build/bundle/lib/inferd${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        tests/gpu.sh --sanitize "$build"/tests/gpu/kernel/test_cuda* || status=1
+        tests/gpu.sh --sanitize "$build"/tests/gpu/kernel/test_cuda* "$build"/tests/gpu/kernel/test_pages || status=1
         ;;
     q4_0 | q4_k | f16) measure --shape 8b --type "$word" ;;
     1b) measure --shape 1b --type f16 --cases decode,deep ;;

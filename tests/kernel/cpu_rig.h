@@ -382,6 +382,31 @@ static const struct recipe recipes[] = {
 };
 #define N_RECIPES (sizeof recipes / sizeof recipes[0])
 
+/* For tests of what sequences keep, which say in what type the matrices are: heads of 64, of 32
+ * with many queries to a key and a window, of 128. And of keys that move: both styles, all
+ * dimensions and some; the magnitude of 1.125 must not count again; a window of 37 rows lets a
+ * sequence be moved as a whole. */
+static const struct recipe kept_recipes[] = {
+    {"64", 0, 0, 0, 4, 2, 64, 64, INFER_ROPE_PAIRS, 64, 0, false, false, false, 0},
+    {"32, window", 0, 0, 0, 14, 2, 32, 32, INFER_ROPE_PAIRS, 32, 37, false, true, false, 0},
+    {"128", 0, 0, 0, 4, 1, 128, 128, INFER_ROPE_HALVES, 64, 0, true, false, false, 0},
+};
+#define N_KEPT (sizeof kept_recipes / sizeof kept_recipes[0])
+static const struct recipe moved_recipes[] = {
+    {"pairs of 64", 0, 0, 0, 4, 2, 64, 64, INFER_ROPE_PAIRS, 64, 37, false, false, false, 0},
+    {"halves, 40 of 64", 0, 0, 0, 4, 2, 64, 32, INFER_ROPE_HALVES, 40, 37, true, true, false, 0},
+    {"pairs, 18 of 32", 0, 0, 0, 6, 2, 32, 64, INFER_ROPE_PAIRS, 18, 37, false, false, false, 0},
+    {"halves of 96", 0, 0, 0, 3, 1, 96, 96, INFER_ROPE_HALVES, 96, 37, false, false, false, 0},
+};
+#define N_MOVED (sizeof moved_recipes / sizeof moved_recipes[0])
+
+static inline struct recipe recipe_in(const struct recipe *recipe, uint32_t type)
+{
+    struct recipe r = *recipe;
+    r.type = r.v_type = r.head_type = type;
+    return r;
+}
+
 static inline void add_layer(struct model *m, const struct recipe *c, uint32_t l, uint32_t *next)
 {
     const struct infer_shape *s = &m->shape;
@@ -506,6 +531,27 @@ static inline void draw_tokens(int32_t *tokens, uint32_t n, uint32_t n_vocab)
 
 /* 150 tokens: two chunks of the attention, and partial pages and tiles at every end. */
 #define LENGTH 150u
+
+/* The reference's logits of all rows of a sequence. For each key that model, tokens and state are
+ * the same for, it computes them once. */
+#define REF_KEYS 32u
+static inline const float *ref_logits(uint32_t key, const struct model *m, const int32_t *tokens,
+                                      const uint32_t *pages)
+{
+    static float *known[REF_KEYS];
+    struct loaded ref;
+    assert_true(key < REF_KEYS);
+    if (known[key])
+        return known[key];
+    float *logits = malloc((size_t)LENGTH * m->shape.n_vocab * sizeof *logits);
+    assert_non_null(logits);
+    assert_int_equal(open_backend(&ref, "ref", ""), 0);
+    load(&ref, m);
+    run_batch(&ref, &(struct part){0, LENGTH, tokens, pages, logits}, 1);
+    unload(&ref);
+    known[key] = logits;
+    return logits;
+}
 
 /* The logits of a sequence fed in pieces of the given sizes, the last repeated. */
 static inline void run_pieces(struct loaded *l, const int32_t *tokens, const uint32_t *pages,

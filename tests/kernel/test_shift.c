@@ -7,20 +7,6 @@
 
 #define PAGE 16u
 
-/* Both styles, all dimensions and some; the rig's magnitude is 1.125, and must not count again. A
- * window of 37 rows lets a sequence be moved as a whole. */
-static const struct recipe moved_recipes[] = {
-    {"pairs of 64", INFER_TYPE_F32, INFER_TYPE_F32, INFER_TYPE_F32, 4, 2, 64, 64, INFER_ROPE_PAIRS,
-     64, 37, false, false, false, 0},
-    {"halves, 40 of 64", INFER_TYPE_F32, INFER_TYPE_F32, INFER_TYPE_F32, 4, 2, 64, 32,
-     INFER_ROPE_HALVES, 40, 37, true, true, false, 0},
-    {"pairs, 18 of 32", INFER_TYPE_F32, INFER_TYPE_F32, INFER_TYPE_F32, 6, 2, 32, 64,
-     INFER_ROPE_PAIRS, 18, 37, false, false, false, 0},
-    {"halves of 96", INFER_TYPE_F32, INFER_TYPE_F32, INFER_TYPE_F32, 3, 1, 96, 96,
-     INFER_ROPE_HALVES, 96, 37, false, false, false, 0},
-};
-#define N_MOVED (sizeof moved_recipes / sizeof moved_recipes[0])
-
 static uint64_t page_bytes_of(const struct loaded *l)
 {
     struct infer_estimate e;
@@ -104,7 +90,8 @@ static void check_keys(const struct recipe *recipe, uint32_t kind)
     struct model m;
     int32_t tokens[PAGE];
     keep(type, INFER_TYPE_F16);
-    make_model(&m, recipe);
+    const struct recipe in_f32 = recipe_in(recipe, INFER_TYPE_F32);
+    make_model(&m, &in_f32);
     assert_int_equal(open_backend(&l, "ref", ""), 0);
     load(&l, &m);
     size_t bytes = page_bytes_of(&l);
@@ -180,7 +167,8 @@ static void check_sequences(const char *options, const struct recipe *recipe, ui
     int32_t tokens[80];
     const double moved = type == INFER_TYPE_Q4_0 ? 0.2 : type == INFER_TYPE_Q8_0 ? 2e-2 : 2e-3;
     const double beside = type == INFER_TYPE_F16 ? 1e-3 : type == INFER_TYPE_Q8_0 ? 2e-3 : 5e-3;
-    make_model(&m, recipe);
+    const struct recipe in_f32 = recipe_in(recipe, INFER_TYPE_F32);
+    make_model(&m, &in_f32);
     const size_t n = 16 * (size_t)m.shape.n_vocab;
     float *want = malloc(n * sizeof *want), *got = malloc(n * sizeof *got);
     assert_true(want && got);
@@ -229,7 +217,8 @@ static void test_same_page(void **state)
         struct model m;
         int32_t tokens[PAGE];
         keep(kinds[kind].type, INFER_TYPE_Q8_0);
-        make_model(&m, &moved_recipes[1]);
+        const struct recipe in_f32 = recipe_in(&moved_recipes[1], INFER_TYPE_F32);
+        make_model(&m, &in_f32);
         assert_int_equal(open_backend(&l, "cpu", ""), 0);
         load(&l, &m);
         size_t bytes = page_bytes_of(&l);

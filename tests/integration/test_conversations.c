@@ -24,6 +24,12 @@ static int setup_null(void **state)
                                   NULL});
 }
 
+static int setup_plain(void **state)
+{
+    return start((const char *[]){"--model", "unix=" DAEMON_MODEL, "--backend", "null",
+                                  "--backend-options", "check_rows=1", NULL});
+}
+
 static int setup_slow(void **state)
 {
     return start((const char *[]){"--model", "unix=" DAEMON_MODEL, "--backend", "null",
@@ -376,6 +382,9 @@ int main(void)
         cmocka_unit_test(a_window_goes_on),
         cmocka_unit_test(another_user_finds_nothing),
     };
+    const struct CMUnitTest on_plain[] = {
+        cmocka_unit_test(no_more_than_the_bound),
+    };
     const struct CMUnitTest on_slow[] = {
         cmocka_unit_test(one_request_at_a_time),
         cmocka_unit_test(an_error_changes_nothing),
@@ -385,9 +394,9 @@ int main(void)
         cmocka_unit_test(a_conversation_goes_on),
         cmocka_unit_test(a_chat_goes_on),
         cmocka_unit_test(a_window_goes_on),
-        cmocka_unit_test(no_more_than_the_bound),
     };
     int failed = cmocka_run_group_tests_name("null", on_null, setup_null, teardown);
+    failed += cmocka_run_group_tests_name("plain", on_plain, setup_plain, teardown);
     failed += cmocka_run_group_tests_name("slow", on_slow, setup_slow, teardown);
     return failed + cmocka_run_group_tests_name("cpu", on_cpu, setup_cpu, teardown);
 }

@@ -46,7 +46,10 @@ done
 # racecheck knows that a thread which has come to a barrier in shared memory has done its writes, but
 # not those of its warp, for which one lane comes after __syncwarp(), as products do: it would call
 # every such read a race. Programs with products are memcheck's and initcheck's.
-beyond_racecheck='^test_(cuda|cuda_product|mixed|parts|arch)$'
+beyond_racecheck='^test_(cuda|cuda_product|mixed|pages|parts|arch)$'
+# And it watches every access to shared memory, of which attention and sampling live: with all their
+# cases they took longer than anybody waits.
+brief_racecheck='export INFERD_TEST_BRIEF=1'
 
 # A script for each, with the program's name, so that run.sh counts what it says.
 rm -rf "$build/tests/sanitize"
@@ -58,6 +61,7 @@ for tool in ${tools//,/ }; do
         mkdir -p "${script%/*}"
         cat >"$script" <<SCRIPT
 #!/bin/sh
+$([ "$tool" != racecheck ] || echo "$brief_racecheck")
 exec '$sanitizer' --tool $tool --error-exitcode 86 --report-api-errors no --print-limit 20 '$program'
 SCRIPT
         chmod +x "$script"

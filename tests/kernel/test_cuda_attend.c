@@ -3,6 +3,7 @@
  * pieces.
  *
  * Runs on the processor (tests/support/cuda) or, linked with CUDA's own runtime, on a GPU. */
+#include "kernel/brief.h"
 #include "kernel/cuda_rig.h"
 
 /* ---- checks ---------------------------------------------------------------------------------- */
@@ -78,7 +79,8 @@ static void check_same(struct rig *r, const struct kept *first, const char *how)
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* As few steps as there can be; one row at a time, cut as far as it goes; beside others. */
+/* As few steps as there can be; one row at a time (in brief, 30), cut as far as it goes; beside
+ * others. */
 static void check_shape(const struct shape *shape, size_t type)
 {
     static const uint32_t lengths[SEQS_MAX] = {205, 67, 9};
@@ -93,7 +95,7 @@ static void check_shape(const struct shape *shape, size_t type)
     check_want(&r, "in few steps");
     struct kept first = keep_results(&r);
     for (uint32_t s = 0; s < SEQS_MAX; s++)
-        run_alone(&r, s, 1, 132);
+        run_alone(&r, s, brief() ? 30 : 1, 132);
     check_want(&r, "row by row");
     check_same(&r, &first, "row by row");
     run_mixed(&r, 1, 60);
@@ -111,18 +113,20 @@ static void check_shape(const struct shape *shape, size_t type)
     free_rig(&r);
 }
 
+/* Shapes for the kernels of heads of 64, of 128 and of other sizes. */
+static const size_t some[] = {0, 3, 4};
+#define N_SOME (sizeof some / sizeof some[0])
+
 static void test_f16(void **state)
 {
-    for (size_t i = 0; i < N_SHAPES; i++)
-        check_shape(&shapes[i], 0);
+    for (size_t i = 0; i < (brief() ? N_SOME : N_SHAPES); i++)
+        check_shape(&shapes[brief() ? some[i] : i], 0);
 }
 
-/* The kernels for heads of 64, of 128 and of other sizes. */
 static void test_codes(void **state)
 {
-    static const size_t some[] = {0, 3, 4};
     for (size_t t = 1; t < N_TYPES; t++)
-        for (size_t i = 0; i < sizeof some / sizeof some[0]; i++)
+        for (size_t i = 0; i < (brief() ? 1 : N_SOME); i++)
             check_shape(&shapes[some[i]], t);
 }
 
@@ -130,7 +134,7 @@ static void test_codes(void **state)
 static void test_uneven_pieces(void **state)
 {
     static const uint32_t lengths[SEQS_MAX] = {300, 0, 0};
-    for (size_t i = 0; i < 4; i++) {
+    for (size_t i = 0; i < (brief() ? 1 : 4); i++) {
         static struct step_host h;
         struct rig r;
         make_rig(&r, &shapes[i], INFER_TYPE_F16, INFER_TYPE_F16, lengths);

@@ -91,7 +91,7 @@ const struct config_rule config_rules[] = {
     {"device-memory-limit", "SIZE", KIND_SIZE, IN_DAEMON | RELOADS | ONLY_SERVES, AT(device_memory_limit_bytes),
      .fallback = "0", .remark = "what there is", .help = "memory for all models on a device that has its own"},
     {"device-wait", "TIME", KIND_SECONDS, IN_DAEMON | ONLY_SERVES, AT(device_wait_s), .max = 60,
-     .fallback = "30s", .help = "how long a start waits for a device that was lost"},
+     .fallback = "10s", .help = "how long a start waits for a device that was lost"},
     {"read-timeout", "TIME", KIND_SECONDS, IN_DAEMON | ONLY_SERVES, AT(read_timeout_s), .min = 1, .max = 3600,
      .fallback = "30s", .help = "a model file that gives no byte for so long fails"},
     {"cache-type-k", "TYPE", KIND_CHOICE, EACH, AT(k_type), MODEL_AT(k_type), .choices = cache_types,

@@ -26,6 +26,7 @@ struct opening {
     char names[NAMES_MAX][BACKEND_NAME_MAX];
     uint32_t n_names;
     bool is_auto;
+    uint64_t until; /* devices that were lost are waited for, all together */
     struct devices *devices;
     struct report *report;
 };
@@ -233,12 +234,11 @@ static bool is_asked_to_stop(void)
 static int open_lost(struct opening *o, const struct which *w, const char *name, bool *ret_more,
                      struct report *report)
 {
-    const uint64_t until = clock_us() + o->config->wait_us;
     int rc = open_device(o, w, false, ret_more, report);
     if (rc < 0)
         log_warning("%s was lost lately and is waited for, %.0f s at most: %s", name,
                     (double)o->config->wait_us / 1e6, report->text);
-    while (rc < 0 && clock_us() < until && !is_asked_to_stop()) {
+    while (rc < 0 && clock_us() < o->until && !is_asked_to_stop()) {
         usleep(RETRY_US);
         rc = open_device(o, w, false, ret_more, report);
     }
@@ -312,7 +312,8 @@ static int open_backend(struct opening *o, const char *name, bool must)
 
 int devices_open(const struct devices_config *config, struct devices *ret, struct report *report)
 {
-    struct opening o = {.config = config, .devices = ret, .report = report};
+    struct opening o = {
+        .config = config, .until = clock_us() + config->wait_us, .devices = ret, .report = report};
     ret->n = 0;
     int rc = list_names(&o);
     for (uint32_t gpu = 0; gpu <= 1 && rc == 0; gpu++) {

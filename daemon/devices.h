@@ -54,7 +54,7 @@ struct devices_config {
     const struct infer_host *host;     /* of those that compute with the processors */
     const struct infer_host *gpu_host; /* of those that do not; may be host */
     const struct lost *lost;           /* may be NULL: nothing is known to be lost */
-    uint64_t wait_us;                  /* for each device that was lost */
+    uint64_t wait_us;                  /* for the devices that were lost */
     /* The first kind is open, with its workers; the second comes. May be NULL. */
     void (*between)(void *ctx);
     void *ctx;

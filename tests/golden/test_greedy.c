@@ -203,6 +203,7 @@ static void test_greedy_in_a_split(void **state)
 {
     static const char *const memory[] = {"sms=2,memory=60000000", "sms=2,memory=80000000"};
     struct daemon d = {0};
+    const bool slow = program_slowness() > 1;
     long long n[2];
     if (access(program_path("inferd-backend-cuda-emulated.so"), R_OK) != 0)
         skip();
@@ -210,7 +211,7 @@ static void test_greedy_in_a_split(void **state)
         setenv("INFERD_CUDA_EMULATED", memory[i], 1);
         daemon_start_backend(&d, "cuda-emulated,cpu", NULL);
         n[i] = layers_on_device(&d);
-        compare_greedy_of(&d, "cuda and cpu", 0.5, program_slowness() > 1 ? 1 : 3, i == 0 ? 4 : 8);
+        compare_greedy_of(&d, "cuda and cpu", 0.5, slow ? 1 : 2, slow ? 2 : 4);
         daemon_done(&d);
         d = (struct daemon){0};
     }

@@ -213,6 +213,12 @@ void sched_resume(struct sched *s, uint32_t slot);
  * can run. Moves waiting sequences into free slots first. Time that runs backwards stands still. */
 uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struct sched_work *ret,
                     uint32_t room);
+/* While a step is under way of which nothing was told yet: would the next plan have the same
+ * sequences in it, a decode each, less those that end with this step, if nobody came meanwhile? So
+ * it is when all that can run is in the step and nobody could start; then the next step may begin
+ * without a plan. It is told to sched_ran() as any other. */
+bool sched_goes_on(struct sched *s, uint64_t now_us, uint32_t model, const struct sched_work *work,
+                   uint32_t n);
 /* Between plan and step: the first n_rows of what a running sequence owes need not be run, it holds
  * them now, from a cache. It owes at least one after that; they are not charged, and paid back to
  * its uid's bucket.

@@ -421,3 +421,78 @@ uint32_t sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model, struc
     *ret_model = step.model;
     return step.n;
 }
+
+/* ---- the step after a step under way --------------------------------------------------------- */
+
+static bool others_have_work(const struct sched *s, uint32_t model)
+{
+    for (uint32_t i = 0; i < s->config.n_models; i++)
+        if (i != model && has_work(s, &s->models[i]))
+            return true;
+    return false;
+}
+
+/* Does anybody wait for more than a slot that others have, or that is kept for others? */
+static bool some_could_start(const struct sched *s)
+{
+    for (uint32_t i = 0; i < s->n_active; i++) {
+        const struct lane *lane = &s->lanes[s->active[i]];
+        const struct user *u = &s->users[lane->user];
+        if (may_start(s, u, is_newcomer(u, &s->sequences[queue_head(s, lane)])))
+            return true;
+    }
+    return false;
+}
+
+/* Is the step all that can run of its model, and only decodes? */
+static bool has_all(const struct sched *s, uint32_t model, const struct sched_work *work,
+                    uint32_t n)
+{
+    uint32_t n_can = 0;
+    for (uint32_t i = 0; i < n; i++)
+        if (work[i].n_rows != 1 || !can_run(&s->sequences[work[i].slot]))
+            return false;
+    for (uint32_t slot = s->models[model].running.first; slot != NONE;
+         slot = s->sequences[slot].next) {
+        if (!can_run(&s->sequences[slot]))
+            continue;
+        if (s->sequences[slot].owed > 1)
+            return false;
+        n_can++;
+    }
+    return n_can == n;
+}
+
+/* Once the step is charged for, may every uid still run all it has? */
+static bool stays_fair(struct sched *s, uint32_t model)
+{
+    struct step step = {.model = model};
+    bool fair = true;
+    s->epoch++;
+    survey(s, &step);
+    for (uint32_t i = 0; i < step.n_users; i++) {
+        struct user *u = &s->users[s->step_users[i]];
+        u->decoded += u->n_decodes * decode_step(s, u);
+    }
+    find_last(s, &step);
+    for (uint32_t i = 0; i < step.n_users && fair; i++) {
+        const struct user *u = &s->users[s->step_users[i]];
+        fair = fair_decodes(s, &step, u) == u->n_decodes;
+    }
+    for (uint32_t i = 0; i < step.n_users; i++) {
+        struct user *u = &s->users[s->step_users[i]];
+        u->decoded -= u->n_decodes * decode_step(s, u);
+    }
+    return fair;
+}
+
+bool sched_goes_on(struct sched *s, uint64_t now_us, uint32_t model, const struct sched_work *work,
+                   uint32_t n)
+{
+    assert(model < s->config.n_models);
+    if (now_us > s->now_us)
+        s->now_us = now_us;
+    queue_age(s);
+    return n > 0 && !some_could_start(s) && !others_have_work(s, model) &&
+           has_all(s, model, work, n) && stays_fair(s, model);
+}

@@ -323,8 +323,8 @@ $(B)/lib/cuda.a $(B)/lib/cuda-emulated.a:
 	@echo "  AR  $@"
 	$(Q)ar rcs $@ $^
 # And as a whole: the shared object, which the test loads.
-$(addprefix $(B)/tests/kernel/test_,cuda mixed pages parts upload) $(B)/tests/golden/test_greedy $(B)/tests/integration/test_lost: | $(cuda_emulated_lib)
-whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,cuda mixed pages parts upload)
+$(addprefix $(B)/tests/kernel/test_,ahead cuda mixed pages parts upload) $(B)/tests/golden/test_greedy $(B)/tests/integration/test_lost: | $(cuda_emulated_lib)
+whole_gpu_tests := $(addprefix $(B)/tests/gpu/kernel/test_,ahead cuda mixed pages parts upload)
 $(whole_gpu_tests): $(B)/tests/gpu/kernel/%: $(O)/tests/kernel/%.o $(call backend_objects,ref) | $(backend_libs) $(cuda_lib)
 	@mkdir -p $(@D)
 	@echo "  LD  $@"
@@ -364,7 +364,7 @@ $(B)/tests/bench/bench_load: $(O)/tests/bench/bench_load.o $(support_objects) $(
 # the linker between the hub and what it calls.
 sim_objects := $(patsubst %.c,$(O)/%.o,$(wildcard tests/sim/*.c)) $(O)/tests/support/gguf_write.o
 sim_daemon := $(patsubst %.c,$(O)/%.o,$(wildcard daemon/dispatch*.c daemon/job.c daemon/conversations.c daemon/swap.c daemon/metrics*.c))
-sim_wraps := malloc calloc realloc aligned_alloc free sched_add sched_remove sched_plan session_put_done
+sim_wraps := malloc calloc realloc aligned_alloc free sched_add sched_remove sched_plan sched_goes_on session_put_done
 $(B)/tests/sim/sim: $(sim_objects) $(sim_daemon) $(O)/kernels/null/null.o $(O)/kernels/ref/options.o $(filter-out %/io.a,$(room_archives))
 	@mkdir -p $(@D)
 	@echo "  LD  $@"

@@ -100,6 +100,8 @@ int backend_check_api(const char *path, const struct infer_backend_api *api, str
         return fail(report, path, "its table lacks its name or version");
     if (!api->rows_pin != !api->rows_wait || !api->rows_pin != !api->rows_unpin)
         return fail(report, path, "its table has some of rows_pin, rows_wait and rows_unpin only");
+    if (!api->submit != !api->collect || !api->submit != !api->max_under_way)
+        return fail(report, path, "its table has some of submit, collect and max_under_way only");
     int missing = find_missing(api);
     if (missing >= 0)
         return report_fail(report, INFER_E_BACKEND_LOAD,

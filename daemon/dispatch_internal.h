@@ -132,9 +132,7 @@ struct dispatch {
     uint64_t prefill_ns[INFER_MODELS_MAX]; /* per row, as measured; 0: not yet */
     struct sched_work *plan;
     struct engine_work *work;
-    bool overlaps[INFER_MODELS_MAX]; /* the model's last step let the daemon work beside it */
-    bool overlapped;                 /* and so does the one that runs */
-    bool late;                       /* what the last step gave is not published yet */
+    bool late; /* what the last step gave is not published yet */
     uint64_t next_id;
     uint64_t held_bytes;
     bool stopping, draining;

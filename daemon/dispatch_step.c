@@ -1,12 +1,13 @@
 /* dispatch_step.c: the step: who runs is the scheduler's word, what comes out goes to the clients.
  *
- * A device that works by itself leaves this thread idle during a step: what the last step gave goes
- * to the clients then. A system call per client that sleeps is as long as a good part of a step
- * with many of them.
- *
  * Between plan and step the jobs that start or come back get their pages: from the cache, from the
  * first answer of their request, or from where their state was saved. One that cannot have them now
- * runs in a later step. */
+ * runs in a later step.
+ *
+ * A device that works by itself leaves this thread idle during a step. What can be done then:
+ *
+ *   Else what this step gives goes to the clients during the next one. A system call per client
+ * that sleeps is as long as a good part of a step with many of them. */
 #include "dispatch_internal.h"
 
 #include "base/clock.h"
@@ -146,27 +147,15 @@ static uint32_t keep_ready(struct dispatch *d, uint32_t model, uint32_t n, uint6
 
 /* ---- the step -------------------------------------------------------------------------------- */
 
-static void publish_beside(void *ctx)
-{
-    struct dispatch *d = ctx;
-    dispatch_publish(d);
-    d->overlapped = true;
-}
-
 /* late: what the last step gave is not published yet. */
-static int run(struct dispatch *d, uint32_t model, uint32_t n, bool late)
+static int submit(struct dispatch *d, uint32_t model, uint32_t n, bool late)
 {
     struct engine_model *m = &d->config.models[model];
     for (uint32_t i = 0; i < n; i++)
         d->work[i] = (struct engine_work){d->by_slot[d->plan[i].slot]->sequence, d->plan[i].n_rows};
-    if (late && !d->overlaps[model])
+    if (late && !engine_model_works_alone(m))
         dispatch_publish(d); /* of another model's step */
-    d->overlapped = false;
-    m->meanwhile = publish_beside;
-    m->meanwhile_ctx = d;
-    int rc = engine_step(m, d->work, n);
-    d->overlaps[model] = d->overlapped;
-    return rc;
+    return engine_submit(m, d->work, n);
 }
 
 bool dispatch_step(struct dispatch *d)
@@ -182,15 +171,20 @@ bool dispatch_step(struct dispatch *d)
     n = keep_ready(d, model, n, from);
     if (n == 0)
         return true;
-    int rc = run(d, model, n, late);
+    struct engine_model *m = &d->config.models[model];
+    int rc = submit(d, model, n, late);
+    if (rc == 0 && late && engine_model_works_alone(m))
+        dispatch_publish(d);
+    if (rc == 0)
+        rc = engine_collect(m);
     if (rc < 0) {
-        step_failed(d, &d->config.models[model], n, rc);
+        step_failed(d, m, n, rc);
         return true;
     }
     uint64_t to = clock_us();
     dispatch_count_step(d, model, n, from, to);
     for (uint32_t i = 0; i < n; i++)
         after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
-    d->late = d->overlaps[model];
+    d->late = engine_model_works_alone(m);
     return true;
 }

@@ -3,12 +3,21 @@
  * A struct engine_model is a model that is ready to run: plan, tokenizer, template, the backend's
  * model and the page pool. A struct engine_sequence is one answer (or one scoring) in progress: its
  * tokens, how many of them are in the sequence state, its sampler's parameters, and the way from
- * tokens to text (detokenizer, then stop strings). engine_step() turns a list of (sequence, rows)
- * into one batch, runs it, and leaves in each sequence what came out.
+ * tokens to text (detokenizer, then stop strings). A step turns a list of (sequence, rows) into one
+ * batch, runs it, and leaves in each sequence what came out: engine_submit() begins it,
+ * engine_collect() waits for its end.
  *
  * The uniform rule: a sequence has n_tokens tokens, of which the first n_cached have run: their
  * rows are in its state. The rows it owes are the rest. When a step runs the last owed row, a token
  * is drawn and appended, so prefill and decode differ by nothing but the number of rows.
+ *
+ * One step ahead. Where the backend lets two steps be under way, the second may go on from what the
+ * first one draws, before the host knows it (engine_sequence_follows() says for whom). When the
+ * sequence turns out to end, or anything else becomes of it, its row of the second step was for
+ * nothing: it leaves that step (engine_sequence_leave()) and is as if it had never been in it. This
+ * is sound because a row is a function of the tokens before it, so running it again gives the same;
+ * because only whole pages of known tokens are published; and because the backend does steps and
+ * page functions in order, so that who takes the pages that were left writes them afterwards.
  *
  * A window (window.c) bounds the state: n_slid of the rows that have run have left it, so that the
  * next row's position is n_cached - n_slid. Counts of tokens are 64 bits wide, for an endless
@@ -51,17 +60,19 @@ struct engine_model {
     uint8_t page_key[16]; /* random; salts the index of cached prefixes */
     int page_error; /* of a page that could not be zeroed, copied or shifted: the step fails; what
                      * happens between steps goes without such a page instead */
-    /* The caller's work during a step, for backends that wait for a device; NULL: none. */
-    void (*meanwhile)(void *ctx);
-    void *meanwhile_ctx;
-    struct engine_batch *batch;
+    struct engine_steps *steps; /* those under way, and their room */
 };
 
-/* Takes what the caller has filled in (all but pool and batch), makes pool and batch room. On
+/* Takes what the caller has filled in (all but pool and steps), makes pool and steps' room. On
  * failure nothing is taken. */
 int engine_model_init(struct engine_model *m);
 /* Frees everything that the model owns. No sequence may be left. */
 void engine_model_done(struct engine_model *m);
+/* Does the backend work by itself between engine_submit() and engine_collect()? */
+static inline bool engine_model_works_alone(const struct engine_model *m)
+{
+    return m->api->submit != NULL;
+}
 
 /* ---- sequences ------------------------------------------------------------------------------- */
 
@@ -119,6 +130,9 @@ struct engine_sequence {
     bool begun;                                   /* n_found is known */
     bool saved;  /* its rows are in save()'s memory, its pages are given up */
     bool failed; /* its last step was not completed: its state holds anything */
+    /* Of the steps under way: how many it is in, with how many rows, and which output of the last
+     * of them draws its next token. The state has pages for these rows. */
+    uint32_t n_steps, n_rows_ahead, drawn_by;
     struct kv_sequence state;
     struct infer_sampling sampling;
     struct infer_logit_bias *biases;
@@ -210,10 +224,30 @@ struct engine_work {
     uint32_t n_rows; /* 1 .. engine_sequence_rows(), and at most engine_sequence_clamp() */
 };
 
-/* Runs the work of one model; windows that are full slide first. The rows together are at most the
- * model's state.max_rows, the sequences at most state.max_seqs, and their pages are free (the
- * scheduler set them aside). 0; -EIO: the batch failed and none of its sequences can go on;
- * -ENODEV: the backend is lost. */
+/* Begins a step: windows that are full slide, the batch is submitted, or run where the backend has
+ * no submit(). The rows together are at most the model's state.max_rows, the sequences at most
+ * state.max_seqs, and their pages are free (the scheduler set them aside). While a step is under
+ * way another one may be submitted, of sequences that are in it and follow it by one row. 0; -EIO:
+ * it failed, and -ENODEV: the backend is lost; then no step was begun, and of the sequences those
+ * that were in no other step cannot go on. */
+int engine_submit(struct engine_model *m, const struct engine_work *work, uint32_t n);
+/* Waits for the oldest step under way and leaves in its sequences what came out. -EIO: it failed
+ * and none of its sequences can go on; -ENODEV. */
+int engine_collect(struct engine_model *m);
+/* Both. */
 int engine_step(struct engine_model *m, const struct engine_work *work, uint32_t n);
+
+/* Can its next row be submitted while the step that draws its next token is under way? Not where
+ * that token decides about more than itself: a penalty looks at it, the window slides, the answer
+ * is full. */
+bool engine_sequence_follows(const struct engine_sequence *s);
+/* Is it in a step under way? */
+static inline bool engine_sequence_under_way(const struct engine_sequence *s)
+{
+    return s->n_steps > 0;
+}
+/* Leaves the steps under way, which have no result for it then. What gives up its state does so by
+ * itself: end, free, keep, revert, drop, save. */
+void engine_sequence_leave(struct engine_sequence *s);
 
 #endif

@@ -35,6 +35,7 @@ static uint32_t tail_of(const struct engine_sequence *s)
 int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret)
 {
     assert(s->kind == ENGINE_GENERATE && s->tokens != NULL);
+    engine_sequence_leave(s);
     bool slid = s->n_slid > 0, lost = slid && s->failed;
     struct engine_past *past = lost ? NULL : calloc(1, sizeof *past);
     if (past == NULL) {
@@ -66,6 +67,7 @@ int engine_sequence_keep(struct engine_sequence *s, struct engine_past **ret)
 
 int engine_sequence_revert(struct engine_sequence *s, struct engine_past **ret)
 {
+    engine_sequence_leave(s);
     bool forgot = s->past_slid > 0 ? s->n_slid != s->past_slid : s->n_forgotten > 0;
     if (forgot || (s->past_slid > 0 && s->failed)) {
         engine_sequence_end(s);

@@ -27,6 +27,7 @@ bool engine_sequence_can_drop(const struct engine_sequence *s)
 void engine_sequence_drop(struct engine_sequence *s)
 {
     assert(engine_sequence_can_drop(s));
+    engine_sequence_leave(s);
     kv_sequence_trim(s->model->pool, &s->state, 0);
     s->n_cached = 0;
     s->saved = false;
@@ -55,6 +56,7 @@ size_t engine_sequence_saved_bytes(const struct engine_sequence *s)
 
 int engine_sequence_save(struct engine_sequence *s, void *memory)
 {
+    engine_sequence_leave(s);
     assert(!s->saved && !s->failed && s->state.n_tokens == sequence_position(s));
     int rc = pages_save(s->model, &s->state, memory);
     s->saved = rc == 0;

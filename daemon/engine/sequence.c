@@ -191,6 +191,7 @@ void engine_sequence_free(struct engine_sequence *s)
 {
     if (s == NULL)
         return;
+    engine_sequence_leave(s);
     if (s->state.pages != NULL)
         kv_sequence_done(s->model->pool, &s->state);
     free(s->tokens);
@@ -260,6 +261,7 @@ uint32_t engine_sequence_fork(struct engine_sequence *s, const struct engine_seq
 
 void engine_sequence_end(struct engine_sequence *s)
 {
+    engine_sequence_leave(s);
     kv_sequence_trim(s->model->pool, &s->state, 0);
 }
 

@@ -13,7 +13,7 @@ static inline int32_t *sequence_token(const struct engine_sequence *s, uint64_t 
     return s->tokens + (i - s->n_forgotten);
 }
 
-/* The rows in the state, and so the position of the next one. */
+/* The rows in the state that have run, and so the position of the next one. */
 static inline uint32_t sequence_position(const struct engine_sequence *s)
 {
     return (uint32_t)(s->n_cached - s->n_slid);
@@ -50,8 +50,8 @@ void window_forget(struct engine_sequence *s);
 void window_own(struct engine_sequence *s);
 /* Would a sequence whose next row is n have slid as `s` has? */
 bool window_matches(const struct engine_sequence *s, uint64_t n);
-/* Slides when the window is full. 0, or what the backend said. */
-int window_slide(struct engine_sequence *s);
+/* Slides when the window is full; *ret_gave pages have left then. 0, or what the backend said. */
+int window_slide(struct engine_sequence *s, uint32_t *ret_gave);
 
 /* ---- pressure.c ------------------------------------------------------------------------------ */
 

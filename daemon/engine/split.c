@@ -26,6 +26,7 @@ struct infer_backend_model {
     uint64_t page_bytes; /* of the first side */
     float *x;
     size_t x_bytes;
+    struct infer_batch first; /* the first side's, of the step under way */
 };
 
 static _Thread_local char last_error[256];
@@ -217,18 +218,35 @@ static int split_model_ready(struct infer_backend_model *m)
 
 /* ---- steps and pages ------------------------------------------------------------------------- */
 
-static int split_run(struct infer_backend_model *m, struct infer_batch *batch)
+/* The first side's part of a step; what works by itself is waited for in split_collect(). */
+static int split_submit(struct infer_backend_model *m, struct infer_batch *batch)
+{
+    const struct split_side *side = &m->backend->sides[0];
+    m->first = *batch;
+    m->first.n_outputs = 0;
+    m->first.x = m->x;
+    int rc = side->api->submit != NULL ? side->api->submit(m->models[0], &m->first)
+                                       : side->api->run(m->models[0], &m->first);
+    return rc < 0 ? failed(m->backend, 0, rc) : 0;
+}
+
+static int split_collect(struct infer_backend_model *m, struct infer_batch *batch)
 {
     const struct infer_backend *b = m->backend;
-    struct infer_batch first = *batch, second = *batch;
-    first.n_outputs = 0;
-    first.x = second.x = m->x;
-    second.meanwhile = NULL; /* once, while the device works */
-    int rc = b->sides[0].api->run(m->models[0], &first);
+    struct infer_batch second = *batch; /* the outputs are the caller's */
+    second.x = m->x;
+    int rc =
+        b->sides[0].api->submit != NULL ? b->sides[0].api->collect(m->models[0], &m->first) : 0;
     if (rc < 0)
         return failed(b, 0, rc);
-    rc = b->sides[1].api->run(m->models[1], &second); /* the outputs are the caller's */
+    rc = b->sides[1].api->run(m->models[1], &second);
     return rc < 0 ? failed(b, 1, rc) : rc;
+}
+
+static int split_run(struct infer_backend_model *m, struct infer_batch *batch)
+{
+    int rc = split_submit(m, batch);
+    return rc < 0 ? rc : split_collect(m, batch);
 }
 
 static int split_page_copy(struct infer_backend_model *m, uint32_t to, uint32_t from)
@@ -308,4 +326,7 @@ const struct infer_backend_api split_api = {
     .page_read = split_page_read,
     .page_write = split_page_write,
     .page_shift = split_page_shift,
+    .submit = split_submit,
+    .collect = split_collect,
+    .max_under_way = 1,
 };

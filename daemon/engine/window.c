@@ -108,18 +108,18 @@ bool window_matches(const struct engine_sequence *s, uint64_t n)
     return s->n_slid == 0 || n - s->n_slid >= w->rows - w->leave;
 }
 
-int window_slide(struct engine_sequence *s)
+int window_slide(struct engine_sequence *s, uint32_t *ret_gave)
 {
     struct engine_model *m = s->model;
     const struct engine_window *w = &s->window;
-    s->output.n_gave = 0;
+    *ret_gave = 0;
     if (w->rows == 0 || sequence_position(s) < w->rows)
         return 0;
     uint32_t before = s->state.n_pages;
     int rc = kv_sequence_slide(m->pool, &s->state, w->sinks, w->leave);
     assert(rc == 0); /* its pages are its own */
     s->n_slid += w->leave;
-    s->output.n_gave = before - s->state.n_pages;
+    *ret_gave = before - s->state.n_pages;
     for (uint32_t i = w->sinks / m->state.page_tokens; i < s->state.n_pages && rc == 0; i++)
         rc = m->api->page_shift(m->weights, s->state.pages[i], -(int32_t)w->leave);
     return rc;

@@ -11,14 +11,14 @@
  * What a backend may assume: every handle, size, position, page and token id in a plan or batch
  * has been checked by the daemon. What it must keep:
  *   - it never exits, aborts on input, throws or writes to standard output or error;
- *   - run() allocates nothing;
+ *   - run(), submit() and collect() allocate nothing;
  *   - the results of a row depend on its own sequence alone: the same tokens, alone or batched,
  *     whatever the batch's size (reductions have a fixed order);
  *   - it uses no memory but the host's memory_take(), and its device's own, for anything that grows
  *     with the model.
  *
  * Threads: estimate, model_open, tensor_write, model_ready and model_close of one model may run on
- * one thread while run() and the page functions of others run on another; not more than two at
+ * one thread while steps and the page functions of others run on another; not more than two at
  * once, and of one model one call at a time, not always from the same thread. describe() may be
  * called beside all of them. Loading should not hold up steps for long. A backend's own workers are
  * its own affair, placed on host->cpus. The thread that calls run() works as worker 0 and is not
@@ -30,7 +30,7 @@
  *
  * Errors: 0, or a negative errno; last_error() then holds one sentence, of the calling thread's
  * last failure (after open() failed, of NULL): the daemon tells it, the backend need not log it.
- * -EIO from run() means that this batch failed and the backend is sound; -ENODEV that the backend
+ * -EIO from a step means that this batch failed and the backend is sound; -ENODEV that the backend
  * is lost for good. */
 #ifndef INFERD_BACKEND_H
 #define INFERD_BACKEND_H
@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-#define INFER_BACKEND_ABI    2u
+#define INFER_BACKEND_ABI    3u
 #define INFER_BACKEND_SYMBOL "infer_backend_v1"
 
 /* Tensor types: the ids of the ggml type table, as GGUF files carry them. */
@@ -237,6 +237,12 @@ struct infer_batch_output {
     struct infer_logprob top[INFER_TOP_MAX]; /* n_top entries, most likely first; ties: lower id */
 };
 
+/* As a row's token: what output i of the step that was submitted before this one draws, so that a
+ * step can be submitted before the host knows the tokens that it goes on from. That step did not
+ * fail, and the output is one that samples. Only where max_under_way is 2 or more, and not of a
+ * part of a model. */
+#define INFER_TOKEN_DRAWN(i) (-1 - (int32_t)(i))
+
 struct infer_batch {
     uint32_t n_rows, n_seqs, n_outputs;
     const int32_t *tokens; /* n_rows; also of a part that does not embed them */
@@ -247,10 +253,6 @@ struct infer_batch {
      * the whole one would. The caller's; what a part takes it may write over, also when it fails.
      * NULL where the plan is whole. */
     float *x;
-    /* What the daemon has to do beside, or NULL. run() may call it, once and on its own thread,
-     * while the device works on the step and before waiting for it. It calls no backend. */
-    void (*meanwhile)(void *ctx);
-    void *meanwhile_ctx;
 };
 
 /* ---- what the daemon offers ------------------------------------------------------------------ */
@@ -328,10 +330,12 @@ struct infer_backend_api {
     int (*model_ready)(struct infer_backend_model *model);
     void (*model_close)(struct infer_backend_model *model);
 
+    /* A whole step: submit() and collect() where there are these, with nothing else under way. */
     int (*run)(struct infer_backend_model *model, struct infer_batch *batch);
 
     /* Pages outside of a step: copy on write, privacy, and swap or snapshot (page_bytes each, in
-     * the backend's own layout, only for the same model on the same backend). */
+     * the backend's own layout, only for the same model on the same backend). What is submitted
+     * comes first: they act as if the steps under way had been collected. */
     int (*page_copy)(struct infer_backend_model *model, uint32_t to, uint32_t from);
     int (*page_zero)(struct infer_backend_model *model, uint32_t page);
     int (*page_read)(struct infer_backend_model *model, uint32_t page, void *ret_bytes);
@@ -349,6 +353,19 @@ struct infer_backend_api {
     int (*rows_pin)(struct infer_backend_model *model, void *memory, size_t bytes);
     int (*rows_wait)(struct infer_backend_model *model, uint64_t n);
     void (*rows_unpin)(struct infer_backend_model *model);
+
+    /* Optional, both or NULL: of a device that works by itself. submit() begins a step; collect()
+     * of the same batch waits for it and fills in the results. Steps are done and collected in the
+     * order in which they were submitted. When submit() fails, the step has not begun; when
+     * collect() does, it is over, and what goes on from its tokens is worth nothing, but is
+     * collected all the same. model_close() may find steps under way.
+     * max_under_way: how many of one model may have been submitted and not collected; 0 where the
+     * two are NULL, and of a part of a model never more than 1. Until collect() the batch stays as
+     * it is, with its outputs and x; where max_under_way is 2 or more, the rest of what it points
+     * to has been read when submit() returns. */
+    int (*submit)(struct infer_backend_model *model, struct infer_batch *batch);
+    int (*collect)(struct infer_backend_model *model, struct infer_batch *batch);
+    uint32_t max_under_way;
 };
 
 /* The one exported function; the table is static and constant. */

@@ -239,6 +239,9 @@ static const struct infer_backend_api api = {
     .rows_pin = cuda_rows_pin,
     .rows_wait = cuda_rows_wait,
     .rows_unpin = cuda_rows_unpin,
+    .submit = cuda_submit,
+    .collect = cuda_collect,
+    .max_under_way = CUDA_RUNS,
 };
 
 __attribute__((visibility("default"))) const struct infer_backend_api *infer_backend_v1(void)

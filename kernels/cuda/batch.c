@@ -137,6 +137,20 @@ static bool output_fits(const struct infer_batch *batch, uint32_t i)
            (!o->sample || o->sampling);
 }
 
+/* An id, or an output of the last step that draws one; what draws is in the numbers of that step.
+ */
+static bool token_fits(const struct infer_backend_model *m, int32_t token)
+{
+    struct cuda_numbers numbers;
+    if (token >= 0)
+        return (uint32_t)token < m->plan->shape.n_vocab;
+    uint32_t output = (uint32_t)(-1 - token);
+    if (!m->last || output >= m->last->n_outputs || ref_plan_takes_x(m->plan))
+        return false;
+    cuda_numbers_place(&numbers, &m->last->bucket, m->last->numbers);
+    return numbers.outputs[output].sample;
+}
+
 int cuda_batch_check(const struct infer_backend_model *m, const struct infer_batch *batch)
 {
     uint32_t n_rows = 0;
@@ -157,7 +171,7 @@ int cuda_batch_check(const struct infer_backend_model *m, const struct infer_bat
     if (n_rows != batch->n_rows)
         return cuda_fail(-EINVAL, "sequences of %u rows in a batch of %u", n_rows, batch->n_rows);
     for (uint32_t r = 0; r < batch->n_rows; r++)
-        if (batch->tokens[r] < 0 || (uint32_t)batch->tokens[r] >= m->plan->shape.n_vocab)
+        if (!token_fits(m, batch->tokens[r]))
             return cuda_fail(-EINVAL, "row %u has token %d", r, (int)batch->tokens[r]);
     for (uint32_t i = 0; i < batch->n_outputs; i++)
         if (!output_fits(batch, i))

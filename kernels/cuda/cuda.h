@@ -6,6 +6,7 @@
  *   upload.c        rows of the file on their way there
  *   batch.c         a batch checked, and the numbers of a step that kernels read
  *   stream.c        the residual stream of a part of a model, from and to the host
+ *   run.c           steps submitted and collected, two under way at a time
  *   step.c          the plan's operations as kernels
  *   graph.c         steps captured and replayed
  *   profile.c       where a step's time goes
@@ -105,10 +106,14 @@ void cuda_matrix_init(struct cuda_matrix *ret, uint32_t type, uint32_t rows, uin
  * rows first_row ... of the matrix. */
 cudaError_t cuda_matrix_write(const struct cuda_matrix *m, uint32_t first_row, uint32_t n_rows,
                               const void *from, size_t row_bytes, cudaStream_t stream);
+struct cuda_drawn;
 /* to[i][cols] = scale * row ids[i] of the matrix, as float32; ids in device memory, to[i] at
- * to + i * stride. What EMBED does, and how tests look into a matrix. */
+ * to + i * stride. An id below 0 (INFER_TOKEN_DRAWN) is the token of that output in `drawn`, also
+ * in device memory; NULL where there is no such id. What EMBED does, and how tests look into a
+ * matrix. */
 cudaError_t cuda_matrix_read(const struct cuda_matrix *m, const int32_t *ids, uint32_t n,
-                             float scale, float *to, size_t stride, cudaStream_t stream);
+                             float scale, const struct cuda_drawn *drawn, float *to, size_t stride,
+                             cudaStream_t stream);
 
 /* ---- rows of activations: rows.cu ------------------------------------------------------------ */
 

@@ -466,24 +466,28 @@ static __device__ inline float read_value(const cuda_matrix &m, uint32_t row, ui
 }
 
 template <uint32_t FORMAT>
-static __global__ void read_rows(cuda_matrix m, const int32_t *ids, float scale, float *to,
-                                 size_t stride)
+static __global__ void read_rows(cuda_matrix m, const int32_t *ids, float scale,
+                                 const cuda_drawn *drawn, float *to, size_t stride)
 {
     cuda_wait();
     uint32_t col = blockIdx.x * blockDim.x + threadIdx.x;
     if (col >= m.cols)
         return;
-    uint32_t row = (uint32_t)ids[blockIdx.y];
+    int32_t id = ids[blockIdx.y];
+    uint32_t row = (uint32_t)(id < 0 ? drawn[-1 - id].token : id);
+    if (row >= m.rows) /* of logits that are no numbers nothing need have been drawn */
+        row = 0;
     to[blockIdx.y * stride + col] = __fmul_rn(scale, read_value<FORMAT>(m, row, col));
 }
 
 extern "C" cudaError_t cuda_matrix_read(const struct cuda_matrix *m, const int32_t *ids, uint32_t n,
-                                        float scale, float *to, size_t stride, cudaStream_t stream)
+                                        float scale, const struct cuda_drawn *drawn, float *to,
+                                        size_t stride, cudaStream_t stream)
 {
     if (n == 0 || m->cols == 0)
         return cudaSuccess;
     dim3 grid((m->cols + 127) / 128, n);
     CUDA_FOR_FORMAT(m->format, return cuda_launch(read_rows<FORMAT>, grid, dim3(128), 0, stream, *m,
-                                                  ids, scale, to, stride))
+                                                  ids, scale, drawn, to, stride))
     return cudaErrorInvalidValue;
 }

@@ -166,8 +166,12 @@ static void place_scratch(struct infer_backend_model *m, struct places *p)
 
 static void place_pinned(struct infer_backend_model *m, struct places *p)
 {
-    m->numbers = place(p, 1, m->numbers_bytes);
-    m->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *m->drawn);
+    for (uint32_t i = 0; i < CUDA_RUNS; i++) {
+        struct cuda_run *run = &m->runs[i];
+        run->numbers = place(p, 1, m->numbers_bytes);
+        run->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *run->drawn);
+    }
+    m->numbers = m->runs[0].numbers;
     m->x = place(p, 1, cuda_stream_bytes(m, m->max_rows));
     m->pieces = place(p, m->max_pieces, sizeof *m->pieces);
     m->merges = place(p, m->max_merges, sizeof *m->merges);
@@ -322,6 +326,9 @@ static int make_streams(struct infer_backend_model *m)
     if (r >= 0)
         r = cuda_check(b, cudaStreamCreateWithFlags(&m->copying, cudaStreamNonBlocking),
                        "a stream");
+    for (uint32_t i = 0; i < CUDA_RUNS && r >= 0; i++)
+        r = cuda_check(b, cudaEventCreateWithFlags(&m->runs[i].done, cudaEventDisableTiming),
+                       "an event");
     for (uint32_t i = 0; i < CUDA_STAGES && r >= 0; i++) {
         struct cuda_stage *stage = &m->stages[i];
         r = cuda_check(b, cudaEventCreateWithFlags(&stage->copied, cudaEventDisableTiming),
@@ -422,6 +429,9 @@ void cuda_model_close(struct infer_backend_model *m)
     cuda_rows_unpin(m);
     cuda_graphs_free(m);
     cuda_profile_free(m);
+    for (uint32_t i = 0; i < CUDA_RUNS; i++)
+        if (m->runs[i].done)
+            cudaEventDestroy(m->runs[i].done);
     for (uint32_t i = 0; i < CUDA_STAGES; i++) {
         if (m->stages[i].copied)
             cudaEventDestroy(m->stages[i].copied);

@@ -5,7 +5,8 @@
  *   model.c     memory: one block of the device for weights, one for pages, one for scratch
  *   upload.c    rows of the file on their way to the device
  *   batch.c     a batch checked and written down as the numbers that kernels read
- *   step.c      a batch run: the plan's operations as launches
+ *   run.c       steps submitted and collected
+ *   step.c      the plan's operations as launches
  *   stream.c    the residual stream of a part of a model, from and to the host
  *   graph.c     steps captured and replayed
  *   profile.c   where a step's time goes
@@ -21,6 +22,8 @@
 #define CUDA_HEAD_OUTPUTS 128u
 /* Rows up to which a step is captured. */
 #define CUDA_GRAPH_ROWS 128u
+/* Steps of one model under way at once. */
+#define CUDA_RUNS 2u
 /* Captured steps of one model. */
 #define CUDA_GRAPHS 64u
 /* Pieces of file rows that are under way to the device, and how large they are at most (or one
@@ -104,6 +107,16 @@ struct cuda_taken {
 
 struct cuda_profile; /* profile.c */
 
+/* What of a step the host writes and reads; see run.c. */
+struct cuda_run {
+    uint8_t *numbers; /* pinned, like drawn */
+    struct cuda_drawn *drawn;
+    struct cuda_bucket bucket; /* where the numbers are */
+    uint32_t n_rows, n_outputs;
+    cudaEvent_t done;
+    bool profiled;
+};
+
 /* Device scratch. Rows of floats are `stride` numbers apart. */
 struct cuda_scratch {
     float *x, *q, *k, *v;
@@ -142,9 +155,8 @@ struct infer_backend_model {
     struct cuda_scratch scratch;
 
     /* Pinned host memory. */
-    uint8_t *numbers;
-    struct cuda_drawn *drawn;
-    float *x; /* [max_rows][x_stride] where the plan takes or gives it, else NULL */
+    uint8_t *numbers; /* of the step that is being written, or was last */
+    float *x;         /* [max_rows][x_stride] where the plan takes or gives it, else NULL */
 
     /* The attention of the step that is being written; host memory. */
     struct cuda_piece *pieces; /* [max_pieces] */
@@ -159,6 +171,9 @@ struct infer_backend_model {
     size_t rows_bytes;
     struct cuda_graph *graphs; /* [CUDA_GRAPHS] */
     uint64_t n_runs;
+    struct cuda_run runs[CUDA_RUNS];
+    uint32_t first_run, n_under_way;
+    struct cuda_run *last; /* the last that was submitted; NULL: none, or it failed */
     struct cuda_profile *profile;
 };
 
@@ -228,13 +243,21 @@ void cuda_batch_write(struct infer_backend_model *m, const struct infer_batch *b
 /* A step of no sequence; returns how many bytes of m->numbers there are. */
 size_t cuda_batch_blank(struct infer_backend_model *m, const struct cuda_bucket *bucket);
 
+/* ---- run.c ----------------------------------------------------------------------------------- */
+
+int cuda_submit(struct infer_backend_model *m, struct infer_batch *batch);
+int cuda_collect(struct infer_backend_model *m, struct infer_batch *batch);
+int cuda_run(struct infer_backend_model *m, struct infer_batch *batch);
+
 /* ---- step.c ---------------------------------------------------------------------------------- */
 
-int cuda_run(struct infer_backend_model *m, struct infer_batch *batch);
 /* Launches all of a step whose numbers are on the device (in order with them). `batch` where raw
  * logits are wanted of it, else NULL. */
 cudaError_t cuda_step_launch(struct infer_backend_model *m, const struct cuda_bucket *bucket,
                              const struct infer_batch *batch);
+/* Replayed or launched, by size; `batch` says which raw logits are wanted. */
+cudaError_t cuda_step_start(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                            const struct infer_batch *batch);
 /* Runs a step of no sequence, so that the kernels are on the device before the first batch. */
 int cuda_step_warm(struct infer_backend_model *m);
 

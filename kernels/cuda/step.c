@@ -1,15 +1,14 @@
 /* step.c: one batch through the plan, on the model's stream.
  *
- *   numbers   one copy of what the batch says (batch.c)
  *   EMBED     rows of the table to x
  *   QKV       x normed and packed | q, k, v | rotation, cache
  *   ATTEND    pieces of attention | merged where a row's keys were cut; o packed
  *   PROJECT   x += W from
  *   FFN_GATED x normed and packed | t = act(gate) up, packed
  *   HEAD      per block of outputs: their rows normed and packed | logits | tokens
- *   results   one copy of tokens and log-probabilities; then the host waits
  *
- * Of a part of a model x comes from the host before all this, or goes there after it (stream.c).
+ * Before it what the batch says comes to the device, after it the results go to the host (run.c);
+ * of a part of a model x does so, too (stream.c).
  *
  * A bar is a kernel's end: eight or nine dependent kernels a layer. Each may start while the one
  * before it drains (device.cuh), so that its weights are on their way when x is ready. Steps of up
@@ -18,9 +17,6 @@
  *
  * Nothing is allocated here. One thread at a time per model. */
 #include "cuda/model.h"
-
-#include <errno.h>
-#include <string.h>
 
 struct at_step {
     struct infer_backend_model *m;
@@ -35,7 +31,7 @@ static cudaError_t embed(const struct at_step *s, const struct cuda_op *op)
     struct infer_backend_model *m = s->m;
     cudaError_t error =
         cuda_matrix_read(op->w[0], s->numbers.tokens, s->bucket->rows, op->op->as.embed.scale,
-                         m->scratch.x, m->x_stride, m->stream);
+                         m->scratch.drawn, m->scratch.x, m->x_stride, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_EMBED);
     return error;
 }
@@ -279,11 +275,10 @@ cudaError_t cuda_step_launch(struct infer_backend_model *m, const struct cuda_bu
     return error;
 }
 
-/* Replayed or launched, by size. */
-static cudaError_t launch(struct infer_backend_model *m, const struct cuda_bucket *bucket,
-                          const struct infer_batch *batch)
+cudaError_t cuda_step_start(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                            const struct infer_batch *batch)
 {
-    bool logits = batch && wants_logits(batch);
+    bool logits = wants_logits(batch);
     if (m->backend->graphs && bucket->rows <= CUDA_GRAPH_ROWS &&
         (!logits || cuda_head_blocks(bucket) == 1)) {
         cudaError_t error = cuda_graph_launch(m, bucket);
@@ -294,57 +289,6 @@ static cudaError_t launch(struct infer_backend_model *m, const struct cuda_bucke
     }
     cuda_profile_begin(m, false);
     return cuda_step_launch(m, bucket, logits ? batch : NULL);
-}
-
-static void read_results(struct infer_backend_model *m, struct infer_batch *batch)
-{
-    for (uint32_t i = 0; i < batch->n_outputs; i++) {
-        struct infer_batch_output *o = &batch->outputs[i];
-        const struct cuda_drawn *from = &m->drawn[i];
-        uint32_t n_top = o->n_top < INFER_TOP_MAX ? o->n_top : INFER_TOP_MAX;
-        if (o->sample)
-            o->token = from->token;
-        if (o->sample && (n_top || o->target >= 0))
-            o->logprob = from->logprob;
-        if (o->target >= 0)
-            o->target_logprob = from->target_logprob;
-        memcpy(o->top, from->top, n_top * sizeof *o->top);
-    }
-}
-
-int cuda_run(struct infer_backend_model *m, struct infer_batch *batch)
-{
-    struct cuda_bucket bucket;
-    size_t bytes;
-    int r = cuda_enter(m->backend);
-    if (r >= 0)
-        r = cuda_batch_check(m, batch);
-    if (r < 0 || !batch->n_rows)
-        return r;
-    m->n_runs++;
-    cuda_batch_write(m, batch, &bucket, &bytes);
-    cudaError_t error =
-        cudaMemcpyAsync(m->scratch.numbers, m->numbers, bytes, cudaMemcpyHostToDevice, m->stream);
-    if (error == cudaSuccess)
-        error = cuda_stream_up(m, &bucket, batch);
-    if (error == cudaSuccess)
-        error = launch(m, &bucket, batch);
-    if (error == cudaSuccess)
-        error = cuda_stream_down(m, batch->n_rows);
-    if (error == cudaSuccess && batch->n_outputs)
-        error = cudaMemcpyAsync(m->drawn, m->scratch.drawn, batch->n_outputs * sizeof *m->drawn,
-                                cudaMemcpyDeviceToHost, m->stream);
-    if (error == cudaSuccess && batch->meanwhile)
-        batch->meanwhile(batch->meanwhile_ctx);
-    /* Also after an error: what was launched must be done before the numbers change. */
-    cudaError_t waited = cudaStreamSynchronize(m->stream);
-    r = cuda_check(m->backend, error != cudaSuccess ? error : waited, "running a step");
-    if (r < 0)
-        return r;
-    cuda_profile_end(m, batch->n_rows);
-    read_results(m, batch);
-    cuda_stream_read(m, batch);
-    return 0;
 }
 
 int cuda_step_warm(struct infer_backend_model *m)

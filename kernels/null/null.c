@@ -16,24 +16,26 @@
  * A part of a model makes nothing of x: what it leaves there is zeros. So of a model in parts the
  * part with HEAD draws the same tokens as the whole would.
  *
+ * Steps are done when they are submitted; what can take time, or fail on schedule, is collect().
+ *
  * Options, all whole numbers (memory and devices are for the daemon's dealing with devices):
- *   delay_us=N       each run() takes at least N microseconds, as if it waited for a device ...
+ *   delay_us=N       each step takes at least N microseconds, as if a device did it ...
  *   row_delay_us=N   ... and N more per row; up to SPIN_US in all by spinning, else by sleeping
- *   fail_step=N      the N-th run() fails with -EIO, those after it do not
- *   lose_step=N      the N-th run() and all after it fail with -ENODEV
+ *   fail_step=N      the N-th step fails with -EIO, those after it do not
+ *   lose_step=N      the N-th step and all after it fail with -ENODEV
  *   eos_after=N,eos=ID   the token drawn for position N or a later one is ID
  *   lose_hangs=1     ... and model_close() does not come back then
  *   refuse=1         model_open() fails with -ENOMEM
  *   page_bytes=N     pages are at least so large
- *   check_rows=1     run() fails with -EINVAL where a cached row of a sequence was never computed,
+ *   check_rows=1     a step fails with -EINVAL where a cached row of a sequence was never computed,
  *                    or for another position: a page too few, too many, stale or not shifted
  *   memory=BYTES     it claims a memory of its own of so many bytes, in which models take what
  *                    their weights, pages and the rest would; only the pages are really there
  *   devices=N        it has so many devices, each with such a memory (1)
  *   device=I         this instance is the one with this number, from 0; -ENODEV from N on
  *
- * Threads: as backend.h has it. A single-row step without delay takes well under a microsecond:
- * run() allocates nothing, and reads no clock unless a delay is asked for. */
+ * Threads: as backend.h has it. A single-row step without delay takes well under a microsecond: it
+ * allocates nothing, and reads no clock unless a delay is asked for. */
 #include "inferd/backend.h"
 #include "ref/options.h"
 #include "ref/walk.h"
@@ -60,6 +62,8 @@
 
 #define FIRST_TOKEN 3u
 
+#define STEPS_MAX 2u /* under way */
+
 struct null_options {
     uint64_t delay_us, row_delay_us;
     uint64_t fail_step, lose_step, lose_hangs;
@@ -71,8 +75,15 @@ struct null_options {
 struct infer_backend {
     const struct infer_host *host;
     struct null_options options;
-    uint64_t n_runs;              /* of all models */
+    uint64_t n_steps;             /* of all models */
     _Atomic uint64_t taken_bytes; /* of options.memory */
+};
+
+/* A step under way. */
+struct null_step {
+    uint64_t number;
+    uint64_t end_ns; /* 0: it takes no time */
+    int error;       /* that collect() will give */
 };
 
 struct infer_backend_model {
@@ -80,6 +91,10 @@ struct infer_backend_model {
     const struct infer_plan *plan;
     struct infer_state_config state;
     uint64_t *n_written; /* rows of each tensor */
+    int32_t *drawn;      /* by the outputs of the last step that was submitted; below 0: by none */
+    uint32_t n_drawn;
+    struct null_step steps[STEPS_MAX]; /* the oldest first */
+    uint32_t n_steps;
     uint8_t *pages;
     uint64_t page_bytes, pages_bytes, model_bytes;
     uint64_t taken_bytes; /* of the backend's own memory */
@@ -124,7 +139,7 @@ static void delay_until(uint64_t end)
 
 static bool is_lost(const struct infer_backend *backend)
 {
-    return backend->options.lose_step > 0 && backend->n_runs >= backend->options.lose_step;
+    return backend->options.lose_step > 0 && backend->n_steps >= backend->options.lose_step;
 }
 
 /* ---- opening --------------------------------------------------------------------------------- */
@@ -259,8 +274,9 @@ static int null_estimate(struct infer_backend *backend, const struct infer_plan 
     if (estimate.page_bytes < backend->options.page_bytes)
         estimate.page_bytes = backend->options.page_bytes;
     estimate.page_bytes = (estimate.page_bytes + 63) & ~(uint64_t)63;
-    estimate.scratch_bytes =
-        sizeof(struct infer_backend_model) + (uint64_t)plan->n_tensors * sizeof(uint64_t);
+    estimate.scratch_bytes = sizeof(struct infer_backend_model) +
+                             (uint64_t)plan->n_tensors * sizeof(uint64_t) +
+                             (uint64_t)state->max_outputs * sizeof(int32_t);
     for (uint32_t i = 0; i < plan->n_tensors && backend->options.memory != 0; i++)
         estimate.weights_bytes += plan->tensors[i].n_rows * plan->tensors[i].row_bytes;
     *ret = estimate;
@@ -296,6 +312,7 @@ static int null_model_open(struct infer_backend *backend, const struct infer_pla
     model->plan = plan;
     model->state = *state;
     model->n_written = (uint64_t *)(model + 1);
+    model->drawn = (int32_t *)(model->n_written + plan->n_tensors);
     model->model_bytes = estimate.scratch_bytes;
     model->page_bytes = estimate.page_bytes;
     /* 32 bits times at most 36: no overflow. */
@@ -427,6 +444,17 @@ static bool rows_are_right(struct infer_backend_model *model, const struct infer
     return true;
 }
 
+/* The token of a row, which the step before may have drawn; below 0: it has not. */
+static int32_t token_of(const struct infer_backend_model *model, const struct infer_batch *batch,
+                        uint32_t row)
+{
+    int32_t token = batch->tokens[row];
+    if (token >= 0)
+        return token;
+    uint32_t output = (uint32_t)(-1 - token);
+    return output < model->n_drawn ? model->drawn[output] : -1;
+}
+
 /* Writes the rows' tokens into the sequence's pages. */
 static bool store_rows(struct infer_backend_model *model, const struct infer_batch *batch,
                        const struct infer_batch_seq *seq)
@@ -436,10 +464,11 @@ static bool store_rows(struct infer_backend_model *model, const struct infer_bat
         return false;
     for (uint32_t i = 0; i < seq->n_rows; i++) {
         uint32_t position = seq->position + i, index = position / page_tokens;
-        if (index >= seq->n_pages || seq->pages[index] >= model->state.n_pages)
+        int32_t token = token_of(model, batch, seq->first_row + i);
+        if (index >= seq->n_pages || seq->pages[index] >= model->state.n_pages || token < 0)
             return false;
         uint32_t *row = row_at(model, seq->pages[index], position % page_tokens);
-        row[0] = (uint32_t)batch->tokens[seq->first_row + i] + 1;
+        row[0] = (uint32_t)token + 1;
         row[page_tokens] = position;
     }
     return true;
@@ -458,30 +487,36 @@ static const struct infer_batch_seq *seq_of(const struct infer_batch *batch, uin
     return NULL;
 }
 
-static int null_run(struct infer_backend_model *model, struct infer_batch *batch)
+/* Fills the outputs, and then what the next step may go on from. */
+static int draw(struct infer_backend_model *model, struct infer_batch *batch)
+{
+    uint32_t hint = 0;
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        struct infer_batch_output *output = &batch->outputs[i];
+        const struct infer_batch_seq *seq = seq_of(batch, output->row, &hint);
+        if (seq == NULL)
+            return fail(model->backend, -EINVAL, "output %u names row %u of no sequence", i,
+                        output->row);
+        uint32_t position = seq->position + (output->row - seq->first_row);
+        int32_t previous = token_of(model, batch, output->row);
+        fill(model, output, choose(model, output, previous, position));
+    }
+    for (uint32_t i = 0; i < batch->n_outputs; i++)
+        model->drawn[i] = batch->outputs[i].sample ? batch->outputs[i].token : -1;
+    model->n_drawn = batch->n_outputs;
+    return 0;
+}
+
+static int compute(struct infer_backend_model *model, struct infer_batch *batch)
 {
     struct infer_backend *backend = model->backend;
-    const struct null_options *options = &backend->options;
-    uint64_t step = ++backend->n_runs;
-    uint64_t us = options->delay_us + options->row_delay_us * batch->n_rows;
-    uint32_t hint = 0;
-
-    if (us > 0) { /* as a device that is waited for */
-        uint64_t end = now_ns() + us * 1000;
-        if (batch->meanwhile != NULL)
-            batch->meanwhile(batch->meanwhile_ctx);
-        delay_until(end);
-    }
-    if (is_lost(backend))
-        return fail(backend, -ENODEV, "the device is lost: lose_step=%llu asks for this",
-                    (unsigned long long)options->lose_step);
-    if (step == options->fail_step)
-        return fail(backend, -EIO, "step %llu failed: fail_step asks for this",
-                    (unsigned long long)step);
     if (!model->ready)
         return fail(backend, -EINVAL, "the model is not ready");
+    if (batch->n_outputs > model->state.max_outputs)
+        return fail(backend, -EINVAL, "a batch of %u outputs, %u are the most", batch->n_outputs,
+                    model->state.max_outputs);
     for (uint32_t i = 0; i < batch->n_seqs; i++) {
-        if (options->check_rows && !rows_are_right(model, &batch->seqs[i]))
+        if (backend->options.check_rows && !rows_are_right(model, &batch->seqs[i]))
             return fail(backend, -EINVAL, "sequence %u of the batch lacks rows before %u", i,
                         batch->seqs[i].position);
         if (!store_rows(model, batch, &batch->seqs[i]))
@@ -491,15 +526,64 @@ static int null_run(struct infer_backend_model *model, struct infer_batch *batch
         return fail(backend, -EINVAL, "a part of a model without x, or with outputs");
     if (ref_plan_gives_x(model->plan) && batch->n_rows > 0)
         memset(batch->x, 0, (size_t)batch->n_rows * model->plan->shape.n_embd * sizeof(float));
-    for (uint32_t i = 0; i < batch->n_outputs; i++) {
-        struct infer_batch_output *output = &batch->outputs[i];
-        const struct infer_batch_seq *seq = seq_of(batch, output->row, &hint);
-        if (seq == NULL)
-            return fail(backend, -EINVAL, "output %u names row %u of no sequence", i, output->row);
-        uint32_t position = seq->position + (output->row - seq->first_row);
-        fill(model, output, choose(model, output, batch->tokens[output->row], position));
-    }
+    return draw(model, batch);
+}
+
+/* When a step that is submitted now will be done: the device does one after the other. */
+static uint64_t end_of(const struct infer_backend_model *model, uint32_t n_rows)
+{
+    const struct null_options *options = &model->backend->options;
+    uint64_t us = options->delay_us + options->row_delay_us * n_rows;
+    if (us == 0)
+        return 0;
+    uint64_t from = now_ns();
+    if (model->n_steps > 0 && model->steps[model->n_steps - 1].end_ns > from)
+        from = model->steps[model->n_steps - 1].end_ns;
+    return from + us * 1000;
+}
+
+static int null_submit(struct infer_backend_model *model, struct infer_batch *batch)
+{
+    struct infer_backend *backend = model->backend;
+    struct null_step step = {.number = backend->n_steps + 1,
+                             .end_ns = end_of(model, batch->n_rows)};
+    if (model->n_steps == STEPS_MAX)
+        return fail(backend, -EINVAL, "%u steps are under way already", STEPS_MAX);
+    backend->n_steps++;
+    if (is_lost(backend))
+        step.error = -ENODEV;
+    else if (step.number == backend->options.fail_step)
+        step.error = -EIO;
+    int error = step.error == 0 ? compute(model, batch) : 0;
+    if (error < 0)
+        return error;
+    model->steps[model->n_steps++] = step;
     return 0;
+}
+
+static int null_collect(struct infer_backend_model *model, struct infer_batch *batch)
+{
+    struct infer_backend *backend = model->backend;
+    (void)batch;
+    if (model->n_steps == 0)
+        return fail(backend, -EINVAL, "no step is under way");
+    struct null_step step = model->steps[0];
+    memmove(model->steps, model->steps + 1, --model->n_steps * sizeof step);
+    if (step.end_ns != 0)
+        delay_until(step.end_ns);
+    if (step.error == -ENODEV)
+        return fail(backend, -ENODEV, "the device is lost: lose_step=%llu asks for this",
+                    (unsigned long long)backend->options.lose_step);
+    if (step.error < 0)
+        return fail(backend, step.error, "step %llu failed: fail_step asks for this",
+                    (unsigned long long)step.number);
+    return 0;
+}
+
+static int null_run(struct infer_backend_model *model, struct infer_batch *batch)
+{
+    int error = null_submit(model, batch);
+    return error < 0 ? error : null_collect(model, batch);
 }
 
 /* ---- pages ----------------------------------------------------------------------------------- */
@@ -582,6 +666,9 @@ static const struct infer_backend_api api = {
     .page_read = null_page_read,
     .page_write = null_page_write,
     .page_shift = null_page_shift,
+    .submit = null_submit,
+    .collect = null_collect,
+    .max_under_way = STEPS_MAX,
 };
 
 const struct infer_backend_api *infer_backend_v1(void)

@@ -400,40 +400,6 @@ static void test_wrong_batches(void **state)
     free_model(&m);
 }
 
-static void count_up(void *ctx)
-{
-    ++*(int *)ctx;
-}
-
-/* Once for each step that runs. */
-static void test_meanwhile(void **state)
-{
-    struct loaded l;
-    struct model m;
-    static uint32_t pages[PAGES_MAX];
-    int32_t tokens[4] = {1, 2, 3, 4};
-    struct infer_batch_seq seq = {.n_rows = 4, .n_pages = 1, .pages = pages};
-    int n = 0;
-    struct infer_batch batch = {.n_rows = 4,
-                                .n_seqs = 1,
-                                .tokens = tokens,
-                                .seqs = &seq,
-                                .meanwhile = count_up,
-                                .meanwhile_ctx = &n};
-    make_model(&m, &recipes[0]);
-    must_open(&l, "");
-    load(&l, &m);
-    for (int i = 1; i <= 3; i++) {
-        assert_int_equal(l.api->run(l.model, &batch), 0);
-        assert_int_equal(n, i);
-    }
-    seq.n_pages = 0;
-    assert_int_equal(l.api->run(l.model, &batch), -EINVAL);
-    assert_int_equal(n, 3);
-    unload(&l);
-    free_model(&m);
-}
-
 /* Rows out of order, rows that are missing. */
 static void test_wrong_loads(void **state)
 {
@@ -560,11 +526,15 @@ static void test_beside(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models),        cmocka_unit_test(test_types),
-        cmocka_unit_test(test_same_bits),     cmocka_unit_test(test_outputs),
-        cmocka_unit_test(test_options),       cmocka_unit_test(test_estimates),
-        cmocka_unit_test(test_wrong_batches), cmocka_unit_test(test_wrong_loads),
-        cmocka_unit_test(test_meanwhile),     cmocka_unit_test(test_beside),
+        cmocka_unit_test(test_models),
+        cmocka_unit_test(test_types),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_outputs),
+        cmocka_unit_test(test_options),
+        cmocka_unit_test(test_estimates),
+        cmocka_unit_test(test_wrong_batches),
+        cmocka_unit_test(test_wrong_loads),
+        cmocka_unit_test(test_beside),
         cmocka_unit_test(test_faults), /* the last: a device that is lost stays so */
     };
     if (argc > 1)

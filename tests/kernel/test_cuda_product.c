@@ -126,7 +126,7 @@ static void read_rows(struct weights *w)
     int32_t *device_ids = to_device(ids, w->rows * sizeof *ids);
     size_t stride = w->cols + 3;
     float *to = to_device(NULL, w->rows * stride * sizeof *to);
-    must(cuda_matrix_read(&w->device, device_ids, w->rows, 1.0f, to, stride, 0));
+    must(cuda_matrix_read(&w->device, device_ids, w->rows, 1.0f, NULL, to, stride, 0));
     float *read = from_device(to, w->rows * stride * sizeof *to);
     for (uint32_t r = 0; r < w->rows; r++)
         memcpy(w->kept + (size_t)r * w->cols, read + (w->rows - 1 - r) * stride,

@@ -225,30 +225,76 @@ static void delays_are_kept(void **state)
     }
 }
 
-static void count_up(void *ctx)
+/* One row of a step that is submitted; the batch is the caller's until it is collected. */
+struct one_row {
+    int32_t token;
+    struct infer_batch_seq seq;
+    struct infer_batch_output output;
+    struct infer_batch batch;
+};
+
+static void one_row(struct one_row *r, int32_t token, uint32_t position,
+                    const struct infer_sampling *sampling)
 {
-    ++*(int *)ctx;
+    r->token = token;
+    r->seq = (struct infer_batch_seq){0, 1, position, N_PAGES, pages};
+    r->output = (struct infer_batch_output){.sample = 1, .target = -1, .sampling = sampling};
+    r->batch = (struct infer_batch){.n_rows = 1,
+                                    .n_seqs = 1,
+                                    .n_outputs = 1,
+                                    .tokens = &r->token,
+                                    .seqs = &r->seq,
+                                    .outputs = &r->output};
 }
 
-static void a_delay_can_be_worked_beside(void **state)
+static void a_step_goes_on_from_what_the_one_before_draws(void **state)
 {
     (void)state;
-    for (int slow = 0; slow < 2; slow++) {
-        struct session s;
-        int n = 0;
-        int32_t token = 5;
-        struct infer_batch_seq seq = {.n_rows = 1, .n_pages = 1, .pages = &(const uint32_t){0}};
-        struct infer_batch batch = {.n_rows = 1,
-                                    .n_seqs = 1,
-                                    .tokens = &token,
-                                    .seqs = &seq,
-                                    .meanwhile = count_up,
-                                    .meanwhile_ctx = &n};
-        session_init(&s, slow ? "delay_us=100" : "");
-        assert_int_equal(s.api->run(s.model, &batch), 0);
-        assert_int_equal(n, slow);
-        session_done(&s);
+    struct session s;
+    struct infer_sampling sampling = {.seed = 11};
+    struct one_row rows[2];
+    int32_t want = 5;
+    session_init(&s, "check_rows=1,delay_us=1000");
+    one_row(&rows[0], 5, 0, &sampling);
+    uint64_t start = now_ns();
+    assert_int_equal(s.api->submit(s.model, &rows[0].batch), 0);
+    for (uint32_t i = 0; i < 40; i++) {
+        struct one_row *next = &rows[(i + 1) % 2];
+        one_row(next, INFER_TOKEN_DRAWN(0), i + 1, &sampling);
+        assert_int_equal(s.api->submit(s.model, &next->batch), 0);
+        assert_int_equal(s.api->submit(s.model, &next->batch), -EINVAL); /* two are under way */
+        assert_int_equal(s.api->collect(s.model, &rows[i % 2].batch), 0);
+        assert_true(now_ns() - start >= 1000000u * (i + 1)); /* one after the other */
+        rows[i % 2].token = rows[i % 2].output.token;
     }
+    assert_int_equal(s.api->collect(s.model, &rows[0].batch), 0);
+    int32_t drawn = rows[0].output.token;
+    assert_int_equal(s.api->collect(s.model, &rows[0].batch), -EINVAL); /* none is */
+    for (uint32_t i = 0; i < 41; i++)
+        want = draw(&s, 11, want, i);
+    assert_int_equal(drawn, want);
+    session_done(&s);
+}
+
+static void what_was_not_drawn_is_refused(void **state)
+{
+    (void)state;
+    struct session s;
+    struct infer_sampling sampling = {.seed = 11};
+    struct one_row r;
+    session_init(&s, "");
+    one_row(&r, INFER_TOKEN_DRAWN(0), 0, &sampling);
+    assert_int_equal(s.api->submit(s.model, &r.batch), -EINVAL); /* there was no step */
+    draw(&s, 1, 5, 0);
+    assert_int_equal(s.api->run(s.model, &r.batch), 0);
+    r.token = INFER_TOKEN_DRAWN(1);
+    assert_int_equal(s.api->submit(s.model, &r.batch), -EINVAL);
+    one_row(&r, 7, 0, &sampling);
+    r.output.sample = 0;
+    assert_int_equal(s.api->run(s.model, &r.batch), 0);
+    one_row(&r, INFER_TOKEN_DRAWN(0), 1, &sampling);
+    assert_int_equal(s.api->submit(s.model, &r.batch), -EINVAL); /* it drew nothing */
+    session_done(&s);
 }
 
 static void bad_options_are_refused(void **state)
@@ -476,7 +522,8 @@ int main(void)
         cmocka_unit_test(an_end_token_can_be_asked_for),
         cmocka_unit_test(steps_fail_as_scripted),
         cmocka_unit_test(delays_are_kept),
-        cmocka_unit_test(a_delay_can_be_worked_beside),
+        cmocka_unit_test(a_step_goes_on_from_what_the_one_before_draws),
+        cmocka_unit_test(what_was_not_drawn_is_refused),
         cmocka_unit_test(bad_options_are_refused),
         cmocka_unit_test(a_model_can_be_refused),
         cmocka_unit_test(a_device_has_its_own_memory),

@@ -19,7 +19,7 @@
 
 /* Of all seeds together. */
 struct totals {
-    uint64_t n_asks, n_done, n_tokens, n_events, n_steps, n_turns, trace;
+    uint64_t n_asks, n_done, n_tokens, n_events, n_steps, n_ahead, n_turns, trace;
     uint64_t by_code[128];
 };
 
@@ -49,6 +49,7 @@ static void count(struct totals *t)
     t->n_tokens += sim.n_tokens;
     t->n_events += sim.n_events;
     t->n_steps += sim.n_steps;
+    t->n_ahead += sim.n_ahead;
     t->n_turns += sim.n_turns;
     t->trace = rng_mix(t->trace ^ sim.trace);
     for (size_t i = 0; i < sizeof t->by_code / sizeof t->by_code[0]; i++)
@@ -81,12 +82,12 @@ static bool run_seed(uint64_t seed, bool verbose, enum sim_plant plant, struct t
 static void print_totals(const struct totals *t, uint64_t first, uint64_t n)
 {
     printf("sim: seeds %llu to %llu are good: %llu requests, %llu answered, %llu tokens, %llu "
-           "events, %llu steps, %llu turns; trace %016llx\n",
+           "events, %llu steps, %llu of them ahead, %llu turns; trace %016llx\n",
            (unsigned long long)first, (unsigned long long)(first + n - 1),
            (unsigned long long)t->n_asks, (unsigned long long)t->n_done,
            (unsigned long long)t->n_tokens, (unsigned long long)t->n_events,
-           (unsigned long long)t->n_steps, (unsigned long long)t->n_turns,
-           (unsigned long long)t->trace);
+           (unsigned long long)t->n_steps, (unsigned long long)t->n_ahead,
+           (unsigned long long)t->n_turns, (unsigned long long)t->trace);
     printf("sim: answers: good %llu", (unsigned long long)t->by_code[0]);
 #define PRINT(name, code, exit_status, text)                                                       \
     if (t->by_code[(code)-1000] > 0)                                                               \

@@ -147,4 +147,5 @@ void scenario_draw(uint64_t seed, struct scenario *ret)
         draw_saturated(&r, ret);
     else
         draw_mixed(&r, ret);
+    ret->ahead = random_chance(&r, 667);
 }

@@ -100,6 +100,7 @@ struct scenario {
     uint32_t n_models, n_pages, n_context, max_running, step_rows;
     struct sched_policy policy;
     uint32_t step_us, row_us;                             /* what a step takes */
+    bool ahead;                                           /* the device works by itself */
     uint32_t fail_permille, page_fail_permille;           /* of steps; of copied or zeroed pages */
     uint64_t lose_step;                                   /* the device is lost then; 0: never */
     uint32_t end_permille;                                /* of tokens: the model ends its answer */
@@ -262,6 +263,7 @@ struct sim {
     uint64_t now_ns;
     uint64_t trace;
     uint64_t n_turns, n_steps, n_failures, n_events, n_tokens, n_asks, n_done;
+    uint64_t n_ahead;      /* steps that were submitted while one was under way */
     uint64_t step_most_ns; /* the longest step until now */
     uint64_t by_code[128]; /* answers by error - 1000; 0: none */
     bool verbose, failed;

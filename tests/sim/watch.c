@@ -305,6 +305,44 @@ uint32_t __wrap_sched_plan(struct sched *s, uint64_t now_us, uint32_t *ret_model
     return sim.plant == PLANT_SHARE && sim.plan.saturated ? rob(ret, n) : n;
 }
 
+bool __real_sched_goes_on(struct sched *s, uint64_t now_us, uint32_t model,
+                          const struct sched_work *work, uint32_t n);
+bool __wrap_sched_goes_on(struct sched *s, uint64_t now_us, uint32_t model,
+                          const struct sched_work *work, uint32_t n);
+
+/* Has it a slot to start in, if it is the next of its uid? */
+static bool has_slot(const struct sched *s, uint32_t slot)
+{
+    const struct sequence *seq = &s->sequences[slot];
+    const struct user *u = &s->users[seq->user];
+    uint32_t kept = s->config.newcomer_slots;
+    if (u->n_running == 0 && (seq->class != SCHED_CLASS_BATCH || seq->rung <= 1))
+        kept = 0;
+    return u->n_running < u->policy.max_running && s->n_running + kept < s->config.max_running;
+}
+
+/* A step without a plan: nobody waits who could start, and the rest is as it was planned. */
+bool __wrap_sched_goes_on(struct sched *s, uint64_t now_us, uint32_t model,
+                          const struct sched_work *work, uint32_t n)
+{
+    bool goes_on = __real_sched_goes_on(s, now_us, model, work, n);
+    for (uint32_t slot = 0; slot < n_known; slot++)
+        known[slot].parked |= known[slot].there && s->sequences[slot].parked;
+    if (!goes_on)
+        return false;
+    check_work(s, model, work, n);
+    for (uint32_t slot = 0; slot < n_known; slot++) {
+        const struct sequence *seq = &s->sequences[slot];
+        if (known[slot].there && seq->state == STATE_WAITING && !seq->parked && is_first(s, slot) &&
+            has_slot(s, slot))
+            sim_fail("a step goes on without a plan, and slot %u could start", slot);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        if (work[i].n_rows != 1)
+            sim_fail("a step goes on without a plan, and slot %u is in its prompt", work[i].slot);
+    return true;
+}
+
 /* ---- shares ---------------------------------------------------------------------------------- */
 
 void watch_token(struct sim_client *c)

@@ -7,6 +7,9 @@
  *             missing or foreign row changes every token after it
  *   privacy   a page that comes to another domain must be zero where it was not written anew
  *   faults    steps and page operations fail on schedule, the device is lost
+ *   ahead     in two scenarios of three it works by itself (submit, collect): of what came out of a
+ *             step nothing is to be seen before the step is collected, and what a step needs to
+ *             know it must know when it is submitted
  *
  * Between turns the hub is looked at from outside: who could run, runs; when all is over nothing is
  * left. */
@@ -183,7 +186,7 @@ uint32_t seen_times(uint32_t uid, const int32_t *tokens, uint32_t n)
 /* ---- the device ------------------------------------------------------------------------------ */
 
 static const struct infer_backend_api *null_api;
-static struct infer_backend_api device_api;
+static struct infer_backend_api device_api, alone_api; /* alone: that works by itself */
 static struct infer_backend *device;
 static struct infer_host host;
 
@@ -283,34 +286,132 @@ static bool must_fail(uint32_t permille)
     return fails;
 }
 
-static int device_run(struct infer_backend_model *weights, struct infer_batch *batch)
+/* A step that was submitted and not collected. */
+struct device_step {
+    uint64_t end_ns;
+    int rc;
+    uint32_t n_outputs;
+    struct infer_batch_output outputs[INFER_STEP_ROWS_MAX];
+};
+
+/* Of a model. */
+static struct device_model {
+    struct device_step steps[2]; /* the oldest first */
+    uint32_t n_steps;
+    /* Of the last step that was submitted: */
+    int32_t drawn[INFER_STEP_ROWS_MAX]; /* below 0: this output draws nothing */
+    uint32_t n_drawn;
+    bool failed;
+} device_models[2];
+
+static uint64_t device_free_ns; /* it is at work until then */
+
+/* What the step before draws is filled in; false: that step failed, and nobody knows. */
+static bool fill_in(const struct device_model *m, const struct infer_batch *batch, int32_t *tokens)
 {
+    for (uint32_t i = 0; i < batch->n_rows; i++) {
+        tokens[i] = batch->tokens[i];
+        if (tokens[i] >= 0)
+            continue;
+        uint32_t output = (uint32_t)(-1 - tokens[i]);
+        if (m->failed)
+            return false;
+        if (output >= m->n_drawn || m->drawn[output] < 0)
+            sim_fail("a row goes on from output %u of %u, which draws nothing", output, m->n_drawn);
+        else
+            tokens[i] = m->drawn[output];
+    }
+    return true;
+}
+
+static int device_compute(struct infer_backend_model *weights, struct infer_batch *batch)
+{
+    static int32_t tokens[INFER_STEP_ROWS_MAX];
     uint32_t model = model_of(weights), at = 0;
     const struct scenario *plan = &sim.plan;
-    uint64_t took = 1000ull * (plan->step_us + batch->n_rows * plan->row_us);
-    sim.n_steps++;
-    sim.now_ns += took;
-    if (took > sim.step_most_ns)
-        sim.step_most_ns = took;
-    sim_note("step", batch->n_rows, batch->n_seqs, model);
-    if (batch->n_rows > plan->step_rows)
-        sim_fail("a step of %u rows, %u are the most", batch->n_rows, plan->step_rows);
+    struct infer_batch known = *batch;
     if (plan->lose_step > 0 && sim.n_steps >= plan->lose_step) {
         sim.n_failures += !sim.lost;
         sim.lost = true;
         return -ENODEV;
     }
+    if (!fill_in(&device_models[model], batch, tokens))
+        return -EIO;
+    known.tokens = tokens;
     for (uint32_t i = 0; i < batch->n_seqs; i++)
         check_owners(model, weights, &batch->seqs[i], sim.dispatch->work[i].sequence->state.domain);
     if (must_fail(plan->fail_permille))
         return -EIO;
-    int rc = null_api->run(weights, batch);
+    int rc = null_api->run(weights, &known);
     if (rc < 0)
         sim_fail("the device refuses a batch: %s", null_api->last_error(device));
     for (uint32_t i = 0; rc == 0 && i < batch->n_seqs; i++)
         at = read_state(model, weights, batch, &batch->seqs[i], at);
     if (rc == 0 && at != batch->n_outputs)
         sim_fail("%u outputs, %u of them at rows of the batch", batch->n_outputs, at);
+    return rc;
+}
+
+static uint64_t device_time(const struct infer_backend_model *weights,
+                            const struct infer_batch *batch)
+{
+    const struct scenario *plan = &sim.plan;
+    uint64_t took = 1000ull * (plan->step_us + batch->n_rows * plan->row_us);
+    sim.n_steps++;
+    if (took > sim.step_most_ns)
+        sim.step_most_ns = took;
+    sim_note("step", batch->n_rows, batch->n_seqs, model_of(weights));
+    if (batch->n_rows > plan->step_rows)
+        sim_fail("a step of %u rows, %u are the most", batch->n_rows, plan->step_rows);
+    return took;
+}
+
+static int device_run(struct infer_backend_model *weights, struct infer_batch *batch)
+{
+    sim.now_ns += device_time(weights, batch);
+    return device_compute(weights, batch);
+}
+
+static int device_submit(struct infer_backend_model *weights, struct infer_batch *batch)
+{
+    struct device_model *m = &device_models[model_of(weights)];
+    struct device_step *step = &m->steps[m->n_steps];
+    if (m->n_steps == 2) {
+        sim_fail("three steps are under way");
+        return -EINVAL;
+    }
+    sim.n_ahead += m->n_steps > 0;
+    uint64_t from = device_free_ns > sim.now_ns ? device_free_ns : sim.now_ns;
+    device_free_ns = step->end_ns = from + device_time(weights, batch);
+    step->rc = device_compute(weights, batch);
+    step->n_outputs = batch->n_outputs;
+    m->failed = step->rc < 0;
+    m->n_drawn = batch->n_outputs;
+    for (uint32_t i = 0; i < batch->n_outputs; i++) {
+        m->drawn[i] = batch->outputs[i].sample ? batch->outputs[i].token : -1;
+        step->outputs[i] = batch->outputs[i];
+        batch->outputs[i].token = INT32_MAX; /* nobody knows it yet */
+    }
+    if (step->rc == -EIO && random_chance(&sim.random, 300))
+        return -EIO; /* it does not even begin */
+    m->n_steps++;
+    return 0;
+}
+
+static int device_collect(struct infer_backend_model *weights, struct infer_batch *batch)
+{
+    struct device_model *m = &device_models[model_of(weights)];
+    struct device_step *step = &m->steps[0];
+    if (m->n_steps == 0 || step->n_outputs != batch->n_outputs) {
+        sim_fail("a step is collected that is not the oldest under way");
+        return -EINVAL;
+    }
+    if (step->end_ns > sim.now_ns)
+        sim.now_ns = step->end_ns;
+    memcpy(batch->outputs, step->outputs, step->n_outputs * sizeof *step->outputs);
+    int rc = step->rc;
+    m->steps[0] = m->steps[1];
+    m->n_steps--;
     return rc;
 }
 
@@ -398,6 +499,11 @@ int world_load(void)
     device_api.page_zero = device_page_zero;
     device_api.page_read = device_page_read;
     device_api.page_write = device_page_write;
+    alone_api = device_api;
+    device_api.submit = device_api.collect = NULL;
+    device_api.max_under_way = 0;
+    alone_api.submit = device_submit;
+    alone_api.collect = device_collect;
     host = (struct infer_host){.abi = INFER_BACKEND_ABI,
                                .log = say,
                                .memory_take = take,
@@ -424,7 +530,7 @@ static void open_model(uint32_t i)
     struct engine_model *m = &sim.models[i];
     *m = (struct engine_model){.plan = model_plan,
                                .tokenizer = tokenizer,
-                               .api = &device_api,
+                               .api = sim.plan.ahead ? &alone_api : &device_api,
                                .backend = device,
                                .n_context = sim.plan.n_context,
                                .state = {.page_tokens = SIM_PAGE_TOKENS,
@@ -432,6 +538,7 @@ static void open_model(uint32_t i)
                                          .max_rows = INFER_STEP_ROWS_MAX,
                                          .max_seqs = INFER_STEP_SEQS_MAX,
                                          .max_outputs = INFER_STEP_ROWS_MAX}};
+    device_models[i].n_steps = device_models[i].n_drawn = 0;
     snprintf(m->name, sizeof m->name, "model-%u", i);
     m->chat_report = (struct report){.code = INFER_E_NO_TEMPLATE};
     memset(m->page_key, (int)i + 1, sizeof m->page_key);
@@ -460,6 +567,7 @@ static void close_model(uint32_t i)
 static void begin(void)
 {
     const struct scenario *plan = &sim.plan;
+    device_free_ns = 0;
     for (uint32_t i = 0; i < plan->n_models; i++)
         open_model(i);
     loop.stopped_with = -1;

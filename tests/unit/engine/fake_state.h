@@ -37,6 +37,7 @@ struct infer_backend_model {
     uint64_t n_rows, n_shifts, n_reads, n_writes, n_copies;
     /* The n-th call from now fails. */
     uint32_t fail_shift, fail_read, fail_write, fail_run, fail_copy, fail_zero;
+    uint32_t fail_submit; /* test_ahead.c */
     uint64_t log; /* a hash of what was run and shifted, in order, without the cuts into steps */
 };
 
@@ -162,6 +163,8 @@ static const struct infer_backend_api fake_api = {.run = fake_run,
 
 /* ---- the model ------------------------------------------------------------------------------- */
 
+static const struct infer_backend_api *fake_model_api = &fake_api;
+
 static struct engine_model *fake_model(uint32_t n_pages)
 {
     struct engine_model *m = calloc(1, sizeof *m);
@@ -174,7 +177,7 @@ static struct engine_model *fake_model(uint32_t n_pages)
     gguf_free(g);
     memset(&fake, 0, sizeof fake);
     strcpy(m->name, "fake");
-    m->api = &fake_api;
+    m->api = fake_model_api;
     m->weights = &fake;
     m->n_context = FAKE_CONTEXT;
     m->memory.page_bytes = sizeof fake.pages[0];

@@ -280,25 +280,6 @@ static void test_several_sequences_share_a_batch(void **state)
     engine_sequence_free(b);
 }
 
-static void test_the_callers_work_goes_with_the_batch(void **state)
-{
-    struct engine_model *m = *state;
-    struct engine_sequence *s;
-    struct infer_sampling p;
-    static const int32_t drawn[] = {200};
-    int mine;
-    infer_sampling_default(&p);
-    struct engine_request r = request(&p);
-    script = drawn;
-    assert_int_equal(engine_sequence_new(m, &r, &s, NULL), 0);
-    m->meanwhile = free; /* never called here */
-    m->meanwhile_ctx = &mine;
-    step(m, s, 20);
-    assert_ptr_equal(last.meanwhile, free);
-    assert_ptr_equal(last.meanwhile_ctx, &mine);
-    engine_sequence_free(s);
-}
-
 static void expect_refusal(struct engine_model *m, const struct engine_request *r, int code,
                            const char *word)
 {
@@ -365,7 +346,6 @@ int main(void)
         TEST(test_a_stop_string_ends_over_token_borders),
         TEST(test_scores_name_each_next_token),
         TEST(test_several_sequences_share_a_batch),
-        TEST(test_the_callers_work_goes_with_the_batch),
         TEST(test_what_does_not_fit_the_model_is_refused_with_numbers),
         TEST(test_a_failed_step_is_told),
     };

@@ -522,8 +522,9 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);
     d->plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->plan);
     d->work = calloc(INFER_STEP_SEQS_MAX, sizeof *d->work);
-    if (d->by_slot == NULL || d->plan == NULL || d->work == NULL || new_sched(d) < 0 ||
-        new_swap(d) < 0 || dispatch_conversations_new(d) < 0) {
+    d->ahead.plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->ahead.plan);
+    if (d->by_slot == NULL || d->plan == NULL || d->work == NULL || d->ahead.plan == NULL ||
+        new_sched(d) < 0 || new_swap(d) < 0 || dispatch_conversations_new(d) < 0) {
         dispatch_free(d);
         return -ENOMEM;
     }
@@ -637,6 +638,7 @@ void dispatch_free(struct dispatch *d)
     free(d->by_slot);
     free(d->plan);
     free(d->work);
+    free(d->ahead.plan);
     free(d);
 }
 

@@ -6,10 +6,12 @@
  *   take messages from the event thread | poll the request rings | put what is due |
  *   plan a step, run it, hand the tokens out | publish | spin, then sleep
  *
- * Nothing in the loop waits for a client, and no lock is held while a step runs. The event thread
- * (server.c) owns sockets and descriptors; it and the engine thread talk through two queues of
- * messages, dispatch_add/remove in one direction, loop_post() in the other. A third thread prepares
- * long prompts, so that tokenizing a megabyte does not stop anybody's stream. */
+ * (with a device that works by itself, mostly: plan the next step and submit it, then wait for this
+ * one and hand its tokens out; dispatch_step.c has how). Nothing in the loop waits for a client,
+ * and no lock is held while a step runs. The event thread (server.c) owns sockets and descriptors;
+ * it and the engine thread talk through two queues of messages, dispatch_add/remove in one
+ * direction, loop_post() in the other. A third thread prepares long prompts, so that tokenizing a
+ * megabyte does not stop anybody's stream. */
 #ifndef INFERD_DISPATCH_H
 #define INFERD_DISPATCH_H
 

@@ -133,6 +133,13 @@ struct dispatch {
     struct sched_work *plan;
     struct engine_work *work;
     bool late; /* what the last step gave is not published yet */
+    /* The step that was submitted before the one that runs was over. */
+    struct {
+        bool under_way;
+        uint32_t model, n;
+        struct sched_work *plan;
+    } ahead;
+    uint64_t collected_us; /* when the last step was over */
     uint64_t next_id;
     uint64_t held_bytes;
     bool stopping, draining;

@@ -304,6 +304,8 @@ void dispatch_models_left(struct dispatch *d)
         struct model_slot *slot = &d->slots[i];
         if (!slot->live || slot->is.state != DISPATCH_MODEL_LEAVING || slot->n_uses > 0)
             continue;
+        if (d->ahead.under_way && d->ahead.model == i) /* nobody is in it: it is over soon */
+            continue;
         dispatch_forget_states(d, i);
         slot->live = false;
         d->n_leaving--;

@@ -262,15 +262,17 @@ void dispatch_write_page(struct dispatch *d, uint64_t now_us)
 void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
                          uint64_t to_us)
 {
-    const struct engine_work *work = d->work;
     uint64_t prompt = 0, drawn = 0;
     for (uint32_t i = 0; i < n; i++) {
-        const struct engine_sequence *s = work[i].sequence;
-        bool decode = work[i].n_rows == 1 && s->n_cached > s->n_prompt;
-        prompt += decode ? 0 : work[i].n_rows;
+        const struct sched_work *work = &d->plan[i];
+        const struct engine_sequence *s = d->by_slot[work->slot]->sequence;
+        bool decode = work->n_rows == 1 && s->n_cached > s->n_prompt;
+        prompt += decode ? 0 : work->n_rows;
         drawn += decode;
         d->n_tokens += s->output.has_token;
     }
+    if (n == 0) /* all that were in it have left */
+        return;
     uint64_t second = to_us / 1000000u;
     struct second *x = &d->seconds[second % DISPATCH_SECONDS];
     if (x->at != second)

@@ -6,6 +6,15 @@
  *
  * A device that works by itself leaves this thread idle during a step. What can be done then:
  *
+ *   One step ahead. When the next step can only be the same decodes over again (sched_goes_on()),
+ * it is submitted before this one is waited for, with tokens that the device fills in, so that the
+ *   device goes from one to the other without a pause. Then this step is collected, and what it
+ * gave goes to scheduler and clients as ever. At its turn the next step is what the scheduler would
+ *   have planned in that moment, less those that have left it: who ended, was cancelled, or could
+ *   not pass on its token. For them it was for nothing, and nobody is charged for it. Who came
+ *   meanwhile is in the step after it. So the scheduler, pages under pressure and all that begins
+ * or comes back see steps that follow each other, and are at work only when nothing is ahead.
+ *
  *   Else what this step gives goes to the clients during the next one. A system call per client
  * that sleeps is as long as a good part of a step with many of them. */
 #include "dispatch_internal.h"
@@ -145,6 +154,63 @@ static uint32_t keep_ready(struct dispatch *d, uint32_t model, uint32_t n, uint6
     return n_fit;
 }
 
+/* ---- one step ahead -------------------------------------------------------------------------- */
+
+/* The step under way draws its last token: there is room for no other. */
+static bool is_full(const struct engine_sequence *s)
+{
+    return s->kind == ENGINE_GENERATE && s->n_tokens + 1 >= s->max_tokens;
+}
+
+/* The pages that one more row takes, beyond those of the rows under way. */
+static uint32_t pages_for_next(const struct engine_sequence *s)
+{
+    return kv_pool_pages_for(s->model->pool, (uint64_t)s->state.n_tokens + 1) - s->state.n_pages;
+}
+
+/* Behind the first n of d->plan, which are under way. */
+static void go_ahead(struct dispatch *d, uint32_t model, uint32_t n)
+{
+    struct engine_model *m = &d->config.models[model];
+    uint32_t n_next = 0, n_pages = 0;
+    if (m->api->max_under_way < 2 || !sched_goes_on(d->sched, clock_us(), model, d->plan, n))
+        return;
+    for (uint32_t i = 0; i < n; i++) {
+        struct engine_sequence *s = d->by_slot[d->plan[i].slot]->sequence;
+        if (is_full(s))
+            continue;
+        if (!engine_sequence_follows(s))
+            return;
+        n_pages += pages_for_next(s);
+        d->ahead.plan[n_next] = d->plan[i];
+        d->work[n_next++] = (struct engine_work){s, 1};
+    }
+    if (n_next == 0 || n_pages > kv_pool_available(m->pool))
+        return;
+    /* If it cannot be submitted, then the step that is planned instead tells why. */
+    d->ahead.under_way = engine_submit(m, d->work, n_next) == 0;
+    d->ahead.model = model;
+    d->ahead.n = n_next;
+    d->metrics.steps_ahead += d->ahead.under_way;
+}
+
+/* Its turn has come: d->plan has those who are still in it; returns how many these are. */
+static uint32_t take_ahead(struct dispatch *d)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < d->ahead.n; i++) {
+        struct job *job = d->by_slot[d->ahead.plan[i].slot];
+        if (job == NULL || !engine_sequence_under_way(job->sequence))
+            continue; /* it ended, and the slot may be another's */
+        if (job->stalled)
+            engine_sequence_leave(job->sequence); /* its last token is not passed on yet */
+        else
+            d->plan[n++] = d->ahead.plan[i];
+    }
+    d->ahead.under_way = false;
+    return n;
+}
+
 /* ---- the step -------------------------------------------------------------------------------- */
 
 /* late: what the last step gave is not published yet. */
@@ -158,33 +224,47 @@ static int submit(struct dispatch *d, uint32_t model, uint32_t n, bool late)
     return engine_submit(m, d->work, n);
 }
 
+/* The step under way has its end, and all that is done beside it. */
+static void finish(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us, bool late)
+{
+    struct engine_model *m = &d->config.models[model];
+    go_ahead(d, model, n);
+    if (late)
+        dispatch_publish(d);
+    int rc = engine_collect(m);
+    d->collected_us = clock_us();
+    if (rc < 0) {
+        step_failed(d, m, n, rc);
+        return;
+    }
+    dispatch_count_step(d, model, n, from_us, d->collected_us);
+    for (uint32_t i = 0; i < n; i++)
+        after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, d->collected_us);
+    d->late = engine_model_works_alone(m) && !d->ahead.under_way;
+}
+
 bool dispatch_step(struct dispatch *d)
 {
-    uint32_t model = 0;
+    uint32_t model = d->ahead.model, n;
     uint64_t from = clock_us();
     bool late = d->late;
     d->late = false; /* without a step the caller publishes at once */
+    if (d->ahead.under_way) {
+        n = take_ahead(d);
+        finish(d, model, n, d->collected_us, late);
+        return true;
+    }
     dispatch_relieve(d, from);
-    uint32_t n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
+    n = sched_plan(d->sched, from, &model, d->plan, INFER_STEP_SEQS_MAX);
     if (n == 0)
         return dispatch_make_room(d);
     n = keep_ready(d, model, n, from);
     if (n == 0)
         return true;
-    struct engine_model *m = &d->config.models[model];
     int rc = submit(d, model, n, late);
-    if (rc == 0 && late && engine_model_works_alone(m))
-        dispatch_publish(d);
-    if (rc == 0)
-        rc = engine_collect(m);
-    if (rc < 0) {
-        step_failed(d, m, n, rc);
-        return true;
-    }
-    uint64_t to = clock_us();
-    dispatch_count_step(d, model, n, from, to);
-    for (uint32_t i = 0; i < n; i++)
-        after_step(d, d->by_slot[d->plan[i].slot], d->plan[i].n_rows, to);
-    d->late = engine_model_works_alone(m);
+    if (rc < 0)
+        step_failed(d, &d->config.models[model], n, rc);
+    else
+        finish(d, model, n, from, late && engine_model_works_alone(&d->config.models[model]));
     return true;
 }

@@ -108,6 +108,7 @@ struct metrics {
     uint32_t n_users;
     struct metrics_histogram steps[METRICS_STEPS], queue_wait[METRICS_CLASSES];
     uint64_t prompt_rows, decode_rows;
+    uint64_t steps_ahead; /* submitted while the one before was under way */
     uint64_t finished[METRICS_OPS][METRICS_FINISHES], errors[METRICS_ERRORS];
     uint64_t refused[METRICS_LIMITS];
     uint64_t connections, conversations_begun, conversations_continued;

@@ -327,6 +327,8 @@ static void put_steps(struct text *t, const struct metrics *m)
     family(t, "inferd_step_seconds", "histogram", "seconds", "Time of a step, by what it ran.");
     for (unsigned i = 0; i < METRICS_STEPS; i++)
         histogram(t, "inferd_step_seconds", (struct label){"kind", kinds[i]}, &m->steps[i]);
+    counter(t, "inferd_steps_ahead", "", "Steps that were given to the device one step ahead.",
+            m->steps_ahead);
     family(t, "inferd_rows", "counter", "", "Rows (tokens) that steps ran, by kind.");
     number(t, "inferd_rows", "_total", LABELED({"kind", "prompt"}), m->prompt_rows);
     number(t, "inferd_rows", "_total", LABELED({"kind", "decode"}), m->decode_rows);

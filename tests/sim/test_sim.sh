@@ -24,6 +24,17 @@ good() {
 
 good "$seeds days from seed $first" "$sim" "$first" "$seeds"
 
+# Else the days would not show what becomes of those who end while a step is under way.
+goes_ahead() {
+    local n
+    n=$("$sim" "$first" 100 | sed -n 's/.* \([0-9]*\) of them ahead.*/\1/p')
+    [ "${n:-0}" -ge 1000 ] || {
+        echo "${n:-no} steps were ahead in 100 days"
+        return 1
+    }
+}
+good "steps are one ahead" goes_ahead
+
 same_trace() {
     local a b
     a=$("$sim" -t "$first" 20) && b=$("$sim" -t "$first" 20) || return 1

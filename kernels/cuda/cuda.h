@@ -13,7 +13,8 @@
  *   pages.c         pages copied, zeroed, read, written, shifted between steps
  *   format.cu       how weights lie in memory: file rows to fragment order
  *   product.cu      y = W x for 1 to 16 rows of x, bound by the weights' bytes
- *   product_many.cu the same for more rows, bound by the tensor cores
+ *   product_many.cu the same for more rows, bound by the tensor cores; product_share.cuh: which
+ *                   block does what
  *   rows.cu         embedding, norms, activation: what is done to a row of x at a time
  *   cache.cu        keys and values into pages, rotation; pages copied, zeroed, shifted
  *   attend.cu       attention over the pages
@@ -185,16 +186,23 @@ struct cuda_product {
     float *to;
     size_t stride; /* of `to`, in numbers */
     struct cuda_packed gated;
+    /* cuda_sums_bytes() bytes, of which the first CUDA_SUMS_ZERO must be zero before the first use;
+     * of products that do not run at the same time. NULL: more than few rows may take longer. */
+    void *sums;
 };
 
 /* Up to 3 products of the same x that do not depend on each other: q, k and v. Those of one format
  * run in one launch. */
 cudaError_t cuda_multiply(const struct cuda_product *products, uint32_t n, cudaStream_t stream);
 
+#define CUDA_SUMS_ZERO 4096u
+/* For products of up to so many rows; 0: few. */
+size_t cuda_sums_bytes(uint32_t n_rows, uint32_t n_processors);
+
 /* For tests and measurements: how x of more than few rows meets W. */
 enum cuda_way {
     CUDA_FASTEST, /* what cuda_multiply() takes, by rows and sizes */
-    CUDA_DEEP,    /* a cluster of four blocks, each a quarter of the columns, where there are any */
+    CUDA_DEEP,    /* tiles' columns shared out over blocks, wherever that can be */
     CUDA_WIDE,    /* a block all columns */
     CUDA_LEAN,    /* x of sets of 4 tiles: as where there is little shared memory */
 };

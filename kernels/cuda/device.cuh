@@ -354,6 +354,18 @@ static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at
 
 #include "cuda/group_mma.cuh"
 
+/* Blocks that count to n, from zero: whether this is the last. It sees, by __ldcg(), what blocks
+ * before it wrote, and the counter is zero again. One thread, after a barrier. */
+static __device__ inline bool cuda_last_of(uint32_t *counter, uint32_t n)
+{
+    __threadfence();
+    const bool last = atomicAdd(counter, 1) + 1 == n;
+    if (last)
+        *counter = 0;
+    __threadfence();
+    return last;
+}
+
 /* Two half-precision numbers in a register. */
 static __device__ inline uint32_t cuda_half2_bits(__half2 v)
 {

@@ -13,7 +13,12 @@
  * cuda_group_wait<N>() that leaves no more than the N youngest commits under way. Elsewhere, and
  * where threads are emulated, they are products by each warp, done when they return. Both add up to
  * the same bits as cuda_mma() one after the other (measured on an H200: 0 of 40,000 sums of 256
- * products differ, with operands of one and of sixteen magnitudes). */
+ * products differ, with operands of one and of sixteen magnitudes).
+ *
+ * There a group may also go on with another number of registers a thread, a multiple of 8: fewer,
+ * so that others can have more. The groups' ways part in one branch, whose first statement it is,
+ * of a kernel whose launch bounds say one block a processor; all together have no more than at
+ * first. */
 #ifndef INFERD_KERNELS_CUDA_GROUP_MMA_CUH
 #define INFERD_KERNELS_CUDA_GROUP_MMA_CUH
 
@@ -43,6 +48,15 @@ static __device__ __forceinline__ void cuda_group_commit(void)
 template <int N> static __device__ __forceinline__ void cuda_group_wait(void)
 {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+
+template <int N> static __device__ __forceinline__ void cuda_group_fewer_registers(void)
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> static __device__ __forceinline__ void cuda_group_more_registers(void)
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
 
 template <int NT>
@@ -127,6 +141,12 @@ static __device__ __forceinline__ void cuda_group_commit(void)
 {
 }
 template <int N> static __device__ __forceinline__ void cuda_group_wait(void)
+{
+}
+template <int N> static __device__ __forceinline__ void cuda_group_fewer_registers(void)
+{
+}
+template <int N> static __device__ __forceinline__ void cuda_group_more_registers(void)
 {
 }
 template <int NT>

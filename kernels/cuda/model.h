@@ -125,6 +125,7 @@ struct cuda_scratch {
     struct cuda_packed packed_x, packed_o, packed_t;
     float *logits; /* [head_rows][logits_stride] */
     float *partials;
+    void *sums; /* of products; NULL: none has more than few rows */
     void *sample;
     struct cuda_drawn *drawn;
     uint8_t *numbers;

@@ -543,6 +543,7 @@ extern "C" cudaError_t cuda_multiply_by(enum cuda_way way, const struct cuda_pro
         work.activation = p->activation;
         work.x = p->x;
         work.gated = p->gated;
+        work.sums = p->sums;
         for (uint32_t j = i; j < n; j++) {
             if (products[j].w.format != p->w.format)
                 continue;

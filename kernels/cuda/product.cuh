@@ -308,6 +308,7 @@ struct cuda_work {
     uint32_t n_jobs, n_blocks; /* n_blocks: blocks of W of all jobs; of what size, each file says */
     uint32_t n_rows, finish, activation;
     struct cuda_packed x, gated;
+    void *sums;
 };
 
 /* product_many.cu: launches it, in blocks of W of its own size. */

@@ -14,10 +14,14 @@
  * two, because a warp makes one instruction in four to five cycles and the tensor cores have less
  * to do.
  *
- * Where a batch and a matrix give too few tiles for the processors, four blocks are a cluster, a
- * quarter of the columns each; each then brings together a quarter of the rows of x, reading the
- * others' sums from their shared memory. Tiles of the same rows of W follow each other, so that
- * memory gives W once and the second-level cache the rest.
+ * Blocks take tiles in turn, one block a processor; those of the same rows of W follow each other,
+ * so that memory gives W once and the second-level cache the rest. Where the last turn would leave
+ * processors without work, its tiles' runs are shared out evenly. A block then writes its sums to
+ * device memory, quarters, or segments where a quarter is cut, and the last of a tile's blocks adds
+ * them up in the usual order and finishes it. Nobody waits for another block, so it does not matter
+ * when they run or how many at a time. (Clusters of four blocks, each a quarter, which read each
+ * other's shared memory, were slower: only 30 of them fit on 132 processors, so that 32 tiles took
+ * two turns.)
  *
  * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
  * each); a scheduler's two warps issue about 2 x 125 instructions in CUDA_W4, half of them to make
@@ -35,13 +39,21 @@
  * W; 4096 x 14336 106 and 113. Alone, wgmma with factors in registers reaches 900. Of a warp's time
  * in CUDA_W4 67 % is the loop over columns, 11 % ends of segments and quarters, 13 % the finish,
  * when the tensor cores have nothing to do; a warp issues an instruction every eighth cycle. Making
- * a factor while the one before is under way was 1 % slower. What should help: warps of their own
- * that finish a tile while the next one's first quarter is summed (with setmaxnreg, for registers),
- * and for CUDA_F16 x sent to two blocks of a cluster at once. With few rows a kernel's beginning
- * and end are most of it: 32 rows, 4096 x 4096, 19 us, of which the bytes need 2; first columns, a
- * fence as for the whole device and the cluster's results come one after another. */
+ * a factor while the one before is under way was 1 % slower, and so was one group of warps half a
+ * microsecond behind the other. To finish tiles from registers (CUDA_STORE, CUDA_ADD), where eight
+ * neighbours in memory are all that a warp has of a row, cost 3 us a tile more. What should help:
+ * warps of their own that finish a tile while the next one's first quarter is summed, and for
+ * CUDA_F16 x sent to two blocks of a cluster at once.
+ *
+ * With few rows a kernel's beginning and end are most of it. CUDA_W4, 32, 64 and 128 rows, us:
+ * 4096 x 4096 15, 19, 26 (by clusters 19, 23, 32), of which the bytes need 2; 4096 x 14336 24, 28,
+ * 43 (37, 44, 61). That tiles are shared costs about 12 us at 128 rows: 64 KiB are written by each
+ * block, a fence, and one block reads 256 and finishes. The compiler must see that all lanes of a
+ * warp take the same way (all_there()), or it keeps addresses of shared memory in each lane's
+ * registers, and the loop over columns takes a tenth longer. */
 #include "cuda/packed.cuh"
 #include "cuda/product.cuh"
+#include "cuda/product_share.cuh"
 
 #define BANDS      2u /* of a tile */
 #define QUARTERS   4u
@@ -53,7 +65,14 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     using is = cuda_format_is<FORMAT>;
     static constexpr uint32_t halves = HALVES;            /* segments at a time */
     static constexpr uint32_t warps = 4 * BANDS * halves; /* that multiply */
-    static constexpr uint32_t threads = 32 * (warps + halves);
+    static constexpr uint32_t threads =
+        32 * (warps + 4); /* a group copies, a warp per half of it */
+    /* Registers: a thread's at first, as many as a processor has for all; what copying needs; the
+     * rest for those that multiply. */
+    static constexpr int registers = 65536 / threads / 8 * 8;
+    static constexpr int copying_registers = halves == 2 ? 32 : 40;
+    static constexpr int multiplying_registers =
+        (registers * (int)threads / 128 - copying_registers) / (int)(warps / 4) / 8 * 8;
     /* Units of a stage and half. */
     static constexpr uint32_t units = is::code_words == 4 ? 2 : 1;
     static constexpr uint32_t tiles = BANDS * CUDA_BAND;
@@ -70,62 +89,22 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     static constexpr uint32_t x_rows = 8 * NT, row_floats = BANDS * BAND_ROWS + 4;
     static constexpr uint32_t result_floats = x_rows * row_floats;
     static constexpr uint32_t result_bytes = halves * result_floats * 4;
-    static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 4) * sizeof(cuda_barrier);
+    /* A lane's sums of a tile, for other blocks: [NT][tiles][lane]. */
+    static constexpr uint32_t sums_fours = NT * tiles * 32;
+    static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 7) * sizeof(cuda_barrier);
     static constexpr uint32_t other_bytes = result_bytes + barrier_bytes;
     static_assert(half_bytes % 128 == 0 && result_bytes % 128 == 0, "where bulk copies go");
 };
 
 struct barriers {
     cuda_barrier full[STAGES_MAX], empty[STAGES_MAX]; /* of the ring's stages */
-    cuda_barrier summed, read; /* results: of the whole cluster, by the whole cluster */
+    cuda_barrier summed, read; /* results: all there, nobody reads them any more */
     cuda_barrier half, taken;  /* the second half's sums: put there, taken from there */
+    cuda_barrier shared, told; /* sums for other blocks: all written; whether others' are there */
+    uint64_t last;             /* whether they are */
 };
 
-/* ---- which columns of which tile ------------------------------------------------------------- */
-
-/* What a block does: tiles `item`, item + step, ... and of each the runs first .. last - 1, each of
- * `halves` segments. */
-struct course {
-    uint32_t item, step, n_items, n_sets;
-    uint32_t first, last, halves, units;
-
-    __device__ __forceinline__ course(const cuda_work &work, uint32_t x_rows, uint32_t h)
-    {
-        const uint32_t deep = cuda_cluster_blocks(), runs = CUDA_SEGMENTS / h / deep;
-        item = blockIdx.x / deep;
-        step = gridDim.x / deep;
-        n_sets = (work.n_rows + x_rows - 1) / x_rows;
-        n_items = work.n_blocks * n_sets;
-        first = cuda_cluster_rank() * runs;
-        last = first + runs;
-        halves = h;
-        units = work.jobs[0].units;
-    }
-    __device__ __forceinline__ uint32_t block() const
-    {
-        return item / n_sets;
-    }
-    __device__ __forceinline__ uint32_t set() const
-    {
-        return item % n_sets;
-    }
-    __device__ __forceinline__ uint32_t begin(uint32_t run, uint32_t half) const
-    {
-        return segment_begin(run * halves + half, units);
-    }
-    __device__ __forceinline__ uint32_t end(uint32_t run, uint32_t half) const
-    {
-        return begin(run, half + 1);
-    }
-    /* Stages of a run: as many as its longest segment needs. */
-    __device__ __forceinline__ uint32_t stages(uint32_t run, uint32_t of_stage) const
-    {
-        uint32_t most = end(run, 0) - begin(run, 0);
-        if (halves == 2)
-            most = max(most, end(run, 1) - begin(run, 1));
-        return (most + of_stage - 1) / of_stage;
-    }
-};
+/* ---- copies ---------------------------------------------------------------------------------- */
 
 /* Where the next stage of a ring of n is. */
 struct turn {
@@ -141,8 +120,6 @@ struct turn {
     }
 };
 
-/* ---- copies ---------------------------------------------------------------------------------- */
-
 /* A copying warp's next stage, of its half: of a run of a tile of its course the units from `unit`
  * on, up to `end`, and where they lie. */
 template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
@@ -156,8 +133,8 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
     const uint8_t *w[BANDS] = {}, *x = nullptr; /* of unit 0 */
     size_t tile_bytes = 0;                      /* from one tile's pieces to the next */
 
-    __device__ __forceinline__ copies(const cuda_work &w, uint32_t h)
-        : work(w), at(w, shape::x_rows, shape::halves), half(h), run(at.first)
+    __device__ __forceinline__ copies(const cuda_work &w, division by, uint32_t h)
+        : work(w), at(w, by, shape::x_rows, shape::halves), half(h), run(at.first)
     {
         if (some()) {
             begin_tile();
@@ -167,7 +144,7 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
     }
     __device__ __forceinline__ bool some() const
     {
-        return at.item < at.n_items;
+        return at.some();
     }
     __device__ __forceinline__ void begin_tile()
     {
@@ -192,8 +169,8 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
     {
         while (some() && stages == 0) {
             if (++run == at.last) {
+                at.next();
                 run = at.first;
-                at.item += at.step;
                 if (!some())
                     return;
                 begin_tile();
@@ -245,11 +222,12 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct copies {
 
 /* The first stages' weights come before what earlier kernels write: x. */
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
-static __device__ __forceinline__ void copy_all(const cuda_work &work, uint8_t *ring, barriers *all,
-                                                uint32_t stages, uint32_t half, uint32_t lane)
+static __device__ __forceinline__ void copy_all(const cuda_work &work, division by, uint8_t *ring,
+                                                barriers *all, uint32_t stages, uint32_t half,
+                                                uint32_t lane)
 {
     using shape = shape_of<FORMAT, NT, HALVES>;
-    copies<FORMAT, NT, HALVES> from(work, half), behind(work, half);
+    copies<FORMAT, NT, HALVES> from(work, by, half), behind(work, by, half);
     turn to(stages);
     uint32_t ahead = 0;
     ring += half * shape::half_bytes;
@@ -298,9 +276,10 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
     const uint8_t *ring; /* the lane's half of it */
     barriers *all;
     uint32_t tile, lane;
-    uint32_t nothing;     /* 0, which the compiler does not know */
-    turn at;              /* the stage under way */
-    uint32_t done = none; /* whose products may still be under way */
+    uint32_t nothing;      /* 0, which the compiler does not know */
+    turn at;               /* the stage under way */
+    uint32_t done = none;  /* whose products may still be under way */
+    uint32_t finishes = 0; /* tiles that were finished here */
     share next = {};
 
     /* Share k of the stage at `stage`. */
@@ -388,111 +367,165 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
         release();
     }
 
-    /* All runs of the course's columns, one after the other, to the lane's own results. */
-    __device__ __forceinline__ void tile_sum(const course &c, float *own)
+    /* Before results are written over: until all have read them. */
+    __device__ __forceinline__ void await_read()
+    {
+        if (finishes > 0)
+            cuda_barrier_wait(&all->read, (finishes - 1) & 1);
+    }
+
+    /* A quarter's sums to the lane's own results, after those of the quarters before it. */
+    __device__ __forceinline__ void add(const float sums[NT][4], float *own, bool first) const
+    {
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                float *to = own + place_of<shape>(n, i);
+                *to = __fadd_rn(first ? 0.0f : *to, sums[n][i]);
+            }
+        }
+    }
+    /* Or to where other blocks find them. */
+    __device__ __forceinline__ void share_out(const float sums[NT][4], float4 *slot) const
+    {
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+            slot[(n * shape::tiles + tile) * 32 + lane] =
+                make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+    }
+
+    /* The tile's runs, one after the other, to the lane's own results; or of some columns, for
+     * other blocks: as quarters, and where one begins or ends within a quarter as a segment. */
+    __device__ __forceinline__ void tile_sum(const course &c, float *own, const shared_sums &sums)
     {
         float acc[NT][4], quarter[NT][4];
         clear<NT>(quarter);
         for (uint32_t run = c.first; run < c.last; run++) {
+            const bool begins = run % 2 == 0 || run == c.first;
             run_sum(acc, c.begin(run, 0), c.end(run, 0), c.stages(run, shape::units));
 #pragma unroll
             for (int n = 0; n < NT; n++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    quarter[n][i] = __fadd_rn(run % 2 ? quarter[n][i] : 0.0f, acc[n][i]);
+                    quarter[n][i] = __fadd_rn(begins ? 0.0f : quarter[n][i], acc[n][i]);
             }
-            if (run % 2 == 0)
+            if (run % 2 == 0 && run + 1 < c.last)
                 continue;
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float *to = own + place_of<shape>(n, i);
-                    *to = __fadd_rn(run == c.first + 1 ? 0.0f : *to, quarter[n][i]);
-                }
-            }
+            if (run < 2)
+                await_read();
+            if (c.all_columns())
+                add(quarter, own, run < 2);
+            else
+                share_out(quarter, sums.of_run(c, run));
         }
     }
 
     /* The same by two: the second half's sums come to the first by way of shared memory. `puts`
      * counts how often they did. */
     __device__ __forceinline__ void tile_sum_by_two(const course &c, uint32_t half, float *own,
-                                                    uint32_t *puts)
+                                                    const shared_sums &sums, uint32_t *puts)
     {
         float acc[NT][4], *other = own + shape::result_floats;
         for (uint32_t run = c.first; run < c.last; run++, ++*puts) {
             run_sum(acc, c.begin(run, half), c.end(run, half), c.stages(run, shape::units));
-            if (half == 1 && *puts > 0)
-                cuda_barrier_wait(&all->taken, (*puts - 1) & 1);
-            if (half == 0)
+            if (half == 1) {
+                if (*puts > 0)
+                    cuda_barrier_wait(&all->taken, (*puts - 1) & 1);
+#pragma unroll
+                for (int i = 0; i < 4 * NT; i++)
+                    other[place_of<shape>(i / 4, i % 4)] = acc[i / 4][i % 4];
+            } else {
+                if (run == 0)
+                    await_read();
                 cuda_barrier_wait(&all->half, *puts & 1);
 #pragma unroll
-            for (int n = 0; n < NT; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    const uint32_t place = place_of<shape>(n, i);
-                    if (half == 1) {
-                        other[place] = acc[n][i];
-                    } else {
-                        float quarter = __fadd_rn(__fadd_rn(0.0f, acc[n][i]), other[place]);
-                        own[place] = __fadd_rn(run == c.first ? 0.0f : own[place], quarter);
-                    }
-                }
+                for (int i = 0; i < 4 * NT; i++)
+                    acc[i / 4][i % 4] = __fadd_rn(__fadd_rn(0.0f, acc[i / 4][i % 4]),
+                                                  other[place_of<shape>(i / 4, i % 4)]);
+                if (c.all_columns())
+                    add(acc, own, run == 0);
+                else
+                    share_out(acc, sums.of_run(c, run));
             }
             __syncwarp();
             if (lane == 0)
                 cuda_barrier_arrive(half == 1 ? &all->half : &all->taken);
         }
     }
+
+    /* After some of a tile's columns: whether other blocks have done all others. */
+    __device__ __forceinline__ bool all_there(const course &c, uint32_t half,
+                                              const shared_sums &sums, uint32_t parity)
+    {
+        __syncwarp();
+        if (half == 0 && lane == 0)
+            cuda_barrier_arrive(&all->shared);
+        if (half == 0 && lane == 0 && tile == 0) {
+            cuda_barrier_wait(&all->shared, parity);
+            all->last = cuda_last_of(sums.counter(c), sums.n_blocks(c));
+            cuda_barrier_arrive(&all->told);
+        }
+        cuda_barrier_wait(&all->told, parity);
+        return __any_sync(0xffffffffu,
+                          all->last != 0); /* the same for all lanes, the compiler sees */
+    }
+
+    /* All quarters' sums, whoever made them, to the lane's own results. */
+    __device__ __forceinline__ void bring(const course &c, float *own, const shared_sums &sums)
+    {
+        const float4 *from[QUARTERS], *begun[QUARTERS];
+        await_read();
+#pragma unroll
+        for (uint32_t q = 0; q < QUARTERS; q++) {
+            from[q] = sums.of_run(c, (q + 1) * CUDA_QUARTER / shape::halves - 1);
+            begun[q] = shape::halves == 1 ? sums.begun(c, 2 * q) : nullptr;
+        }
+#pragma unroll 4
+        for (int n = 0; n < NT; n++) {
+            const uint32_t at = (uint32_t)n * shape::tiles * 32 + tile * 32 + lane;
+            float total[4] = {0, 0, 0, 0};
+#pragma unroll
+            for (uint32_t q = 0; q < QUARTERS; q++) {
+                float4 v = __ldcg(from[q] + at), before = {0, 0, 0, 0};
+                if (begun[q])
+                    before = __ldcg(begun[q] + at);
+                const float quarter[4] = {__fadd_rn(before.x, v.x), __fadd_rn(before.y, v.y),
+                                          __fadd_rn(before.z, v.z), __fadd_rn(before.w, v.w)};
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    total[i] = __fadd_rn(total[i], quarter[i]);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                own[place_of<shape>(n, i)] = total[i];
+        }
+    }
 };
 
 /* ---- finishes -------------------------------------------------------------------------------- */
 
-/* The cluster's results: of each block's columns in turn. */
-template <bool DEEP> struct results_of {
-    const float *from[DEEP ? QUARTERS : 1];
-
-    __device__ __forceinline__ explicit results_of(const float *own)
-    {
-        from[0] = own;
-#pragma unroll
-        for (uint32_t k = 0; DEEP && k < QUARTERS; k++)
-            from[k] = cuda_cluster_at(own, k);
-    }
-    __device__ __forceinline__ float at(uint32_t i) const
-    {
-        if constexpr (!DEEP)
-            return from[0][i];
-        float total = 0;
-#pragma unroll
-        for (uint32_t k = 0; DEEP && k < QUARTERS; k++)
-            total = __fadd_rn(total, from[k][i]);
-        return total;
-    }
-};
-
-/* What a warp brings together: of x's set rows first_n .. first_n + N - 1, for a pair of bands. */
+/* What a warp finishes its share of: a set of x's rows for a pair of bands. */
 struct part {
-    uint32_t pair, set, first_n, warp, lane;
+    uint32_t pair, set, warp, lane;
 };
 
 /* CUDA_GATED: of each row four columns a lane, a row tile by 16 columns a warp. Rows of W that pad
  * a band are zero, and so are the columns that they make. */
-template <class SHAPE, bool DEEP, uint32_t N>
-static __device__ __forceinline__ void finish_gated(const cuda_work &work,
-                                                    const results_of<DEEP> &results, part p)
+template <class SHAPE>
+static __device__ __forceinline__ void finish_gated(const cuda_work &work, const float *results,
+                                                    part p)
 {
 #pragma unroll 2
-    for (uint32_t i = p.warp; i < N / 8 * 4; i += SHAPE::warps) {
-        const uint32_t n = p.first_n + i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
+    for (uint32_t i = p.warp; i < SHAPE::x_rows / 8 * 4; i += SHAPE::warps) {
+        const uint32_t n = i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
         const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
         uint32_t bits[4];
         if (row >= work.n_rows)
             continue;
 #pragma unroll
         for (uint32_t j = 0; j < 4; j++)
-            bits[j] =
-                cuda_gate(work.activation, results.at(at + j), results.at(at + BAND_ROWS + j));
+            bits[j] = cuda_gate(work.activation, results[at + j], results[at + BAND_ROWS + j]);
         cuda_packed_at(work.gated, row, p.pair * BAND_ROWS + c)
             .store(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
     }
@@ -500,16 +533,17 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work,
 
 /* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by some of x at a time, and asks memory for all
  * of these together. */
-template <class SHAPE, bool DEEP, uint32_t N>
+template <class SHAPE>
 static __device__ __forceinline__ void finish_rows(const cuda_work &work, const cuda_job &job,
-                                                   const results_of<DEEP> &results, part p)
+                                                   const float *results, part p)
 {
+    constexpr uint32_t N = SHAPE::x_rows;
     constexpr uint32_t fair = 4 * N / SHAPE::warps, at_once = fair < 16 ? fair : 16;
     const bool add = work.finish == CUDA_ADD;
     static_assert(N % at_once == 0 && 4 * N / at_once % SHAPE::warps == 0, "as many each");
 #pragma unroll 1
     for (uint32_t i = p.warp; i < 4 * N / at_once; i += SHAPE::warps) {
-        const uint32_t n = p.first_n + i / 4 * at_once, r = i % 4 * 32 + p.lane;
+        const uint32_t n = i / 4 * at_once, r = i % 4 * 32 + p.lane;
         const uint32_t row = p.pair * BANDS * BAND_ROWS + r, x_row = p.set * SHAPE::x_rows + n;
         if (row >= job.rows)
             continue;
@@ -522,77 +556,70 @@ static __device__ __forceinline__ void finish_rows(const cuda_work &work, const 
             before[k] = add && k < rows ? to[k * job.stride] : 0.0f;
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++) {
-            const float total = results.at((n + k) * SHAPE::row_floats + r);
+            const float total = results[(n + k) * SHAPE::row_floats + r];
             if (k < rows)
                 to[k * job.stride] = cuda_finished(add, job.scale, total, bias, before[k]);
         }
     }
 }
 
-template <class SHAPE, bool DEEP>
+template <class SHAPE>
 static __device__ __forceinline__ void finish(const cuda_work &work, const course &c,
-                                              const float *own, uint32_t warp, uint32_t lane)
+                                              const float *results, uint32_t warp, uint32_t lane)
 {
-    constexpr uint32_t n = DEEP ? SHAPE::x_rows / QUARTERS : SHAPE::x_rows;
     const cuda_job &job = work.jobs[cuda_job_of(work, c.block())];
-    const part p = {c.block() - job.first_block, c.set(), DEEP ? cuda_cluster_rank() * n : 0, warp,
-                    lane};
-    const results_of<DEEP> results(own);
+    const part p = {c.block() - job.first_block, c.set(), warp, lane};
     if (work.finish == CUDA_GATED)
-        finish_gated<SHAPE, DEEP, n>(work, results, p);
+        finish_gated<SHAPE>(work, results, p);
     else
-        finish_rows<SHAPE, DEEP, n>(work, job, results, p);
+        finish_rows<SHAPE>(work, job, results, p);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished. */
+/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished; of a tile that
+ * other blocks have columns of by the last of them. */
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
-static __device__ __forceinline__ void multiply_all(const cuda_work &work, const uint8_t *ring,
-                                                    float *results, barriers *all, uint32_t stages,
-                                                    uint32_t warp, uint32_t lane)
+static __device__ __forceinline__ void
+multiply_all(const cuda_work &work, division by, const uint8_t *ring, float *results, barriers *all,
+             uint32_t stages, uint32_t warp, uint32_t lane)
 {
     using shape = shape_of<FORMAT, NT, HALVES>;
-    const bool deep = cuda_cluster_blocks() > 1;
     const uint32_t half = warp / (4 * BANDS), tile = warp % (4 * BANDS);
     consumer<FORMAT, NT, HALVES> self = {
         ring + half * shape::half_bytes, all, tile, lane, work.n_rows >> 31, turn(stages)};
     float *own = results + lane % 4 * 2 * shape::row_floats + tile * CUDA_TILE_ROWS + lane / 4;
-    course c(work, shape::x_rows, shape::halves);
-    uint32_t puts = 0;
+    const shared_sums sums = {(uint32_t *)work.sums,
+                              (float4 *)((uint8_t *)work.sums + CUDA_SUMS_ZERO), shape::sums_fours,
+                              by.deep};
+    course c(work, by, shape::x_rows, shape::halves);
+    uint32_t puts = 0, parts = 0;
     cuda_wait();
-    for (uint32_t parity = 0; c.item < c.n_items; parity ^= 1) {
+    for (; c.some(); c.next()) {
         if constexpr (shape::halves == 1)
-            self.tile_sum(c, own);
+            self.tile_sum(c, own, sums);
         else
-            self.tile_sum_by_two(c, half, own, &puts);
-        __syncwarp();
-        if (deep) {
-            if (lane < QUARTERS && half == 0)
-                cuda_barrier_wrote(&all->summed, lane);
-            cuda_barrier_wait_cluster(&all->summed, parity);
-            finish<shape, true>(work, c, results, warp, lane);
-            __syncwarp();
-            if (lane < QUARTERS)
-                cuda_barrier_read(&all->read, lane);
-        } else {
-            if (lane == 0 && half == 0)
-                cuda_barrier_arrive(&all->summed);
-            cuda_barrier_wait(&all->summed, parity);
-            finish<shape, false>(work, c, results, warp, lane);
-            __syncwarp();
-            if (lane == 0)
-                cuda_barrier_arrive(&all->read);
+            self.tile_sum_by_two(c, half, own, sums, &puts);
+        if (!c.all_columns()) {
+            if (!self.all_there(c, half, sums, parts++ & 1))
+                continue;
+            if (half == 0)
+                self.bring(c, own, sums);
         }
-        c.item += c.step;
-        /* Before others' results are written over, and before they are gone. */
-        cuda_barrier_wait(&all->read, parity);
+        __syncwarp();
+        if (lane == 0 && half == 0)
+            cuda_barrier_arrive(&all->summed);
+        cuda_barrier_wait(&all->summed, self.finishes++ & 1);
+        finish<shape>(work, c, results, warp, lane);
+        __syncwarp();
+        if (lane == 0)
+            cuda_barrier_arrive(&all->read);
     }
 }
 
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
 static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 1)
-    multiply_many(const __grid_constant__ cuda_work work, uint32_t stages)
+    multiply_many(const __grid_constant__ cuda_work work, division by, uint32_t stages)
 {
     using shape = shape_of<FORMAT, NT, HALVES>;
     CUDA_SHARED(uint8_t, shared);
@@ -600,7 +627,7 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
     uint8_t *ring = shared + shape::result_bytes;
     barriers *all = (barriers *)(ring + stages * shape::stage_bytes);
     const uint32_t lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0);
-    const uint32_t deep = cuda_cluster_blocks(), summing = shape::warps / shape::halves;
+    const uint32_t summing = shape::warps / shape::halves;
     static_assert(sizeof(barriers) == shape::barrier_bytes, "as counted");
 
     if (threadIdx.x == 0) {
@@ -608,39 +635,58 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
             cuda_barrier_make(&all->full[i], CUDA_BULK_COUNT * shape::halves);
             cuda_barrier_make(&all->empty[i], shape::warps);
         }
-        cuda_barrier_make(&all->summed, summing * deep);
-        cuda_barrier_make(&all->read, shape::warps * deep);
+        cuda_barrier_make(&all->summed, summing);
+        cuda_barrier_make(&all->read, shape::warps);
         cuda_barrier_make(&all->half, summing);
         cuda_barrier_make(&all->taken, summing);
+        cuda_barrier_make(&all->shared, summing);
+        cuda_barrier_make(&all->told, 1);
         cuda_barriers_made();
     }
     cuda_let_next_start();
     __syncthreads();
-    if (deep > 1)
-        cuda_cluster_meet();
-    if (warp >= shape::warps)
-        copy_all<FORMAT, NT, HALVES>(work, ring, all, stages, warp - shape::warps, lane);
-    else
-        multiply_all<FORMAT, NT, HALVES>(work, ring, results, all, stages, warp, lane);
+    if (warp >= shape::warps) {
+        cuda_group_fewer_registers<shape::copying_registers>();
+        if (warp - shape::warps < HALVES)
+            copy_all<FORMAT, NT, HALVES>(work, by, ring, all, stages, warp - shape::warps, lane);
+    } else {
+        cuda_group_more_registers<shape::multiplying_registers>();
+        multiply_all<FORMAT, NT, HALVES>(work, by, ring, results, all, stages, warp, lane);
+    }
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
-
-/* Cycles that a tile takes, roughly: those of the tensor cores at three quarters of their rate, or
- * of memory at 17 bytes a cycle and processor; and what comes before and after. */
-template <class SHAPE> static uint64_t tile_cycles(uint32_t units, uint32_t deep)
-{
-    const uint32_t tensor = SHAPE::x_rows * 4 * 4 / 3;
-    const uint32_t memory = SHAPE::tiles * SHAPE::is::piece_bytes / 17;
-    return (uint64_t)((units + deep - 1) / deep) * (tensor > memory ? tensor : memory) +
-           (deep > 1 ? 4000 : 2500);
-}
 
 /* A block's stages where it has so much shared memory; with fewer than 2 it cannot be. */
 template <class SHAPE> static uint32_t stages_in(uint32_t shared_bytes)
 {
     const uint32_t n = (shared_bytes - min(shared_bytes, SHAPE::other_bytes)) / SHAPE::stage_bytes;
     return min(n, STAGES_MAX);
+}
+
+/* Cycles of a run of a tile, roughly: those of the tensor cores at three quarters of their rate, or
+ * of memory at 17 bytes a cycle and processor. */
+template <class SHAPE> static uint32_t run_cycles(uint32_t units)
+{
+    const uint32_t tensor = SHAPE::x_rows * 4 * 4 / 3;
+    const uint32_t memory = SHAPE::tiles * SHAPE::is::piece_bytes / 17;
+    return max(units * SHAPE::halves / CUDA_SEGMENTS, 1u) * max(tensor, memory);
+}
+
+/* Tiles that would keep only some processors busy are shared out over all, if that takes less, with
+ * what blocks then write and read of each other: two microseconds and a cycle for 16 bytes of a
+ * slot, which is where it was found to pay. */
+template <class SHAPE>
+static division divide(uint32_t tiles, uint32_t units, uint32_t processors, enum cuda_way way)
+{
+    constexpr uint32_t runs = CUDA_SEGMENTS / SHAPE::halves;
+    const uint32_t rest = tiles % processors;
+    const uint32_t deep = (rest * runs + processors - 1) / processors;
+    const uint64_t shared = (uint64_t)deep * run_cycles<SHAPE>(units) + 3500 + SHAPE::sums_fours;
+    if (rest == 0 || deep == runs || way == CUDA_WIDE ||
+        (way != CUDA_DEEP && shared >= (uint64_t)runs * run_cycles<SHAPE>(units)))
+        return {tiles, 0};
+    return {tiles - rest, deep};
 }
 
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
@@ -665,16 +711,20 @@ static cudaError_t launch_many(cuda_work *work, enum cuda_way way, const cuda_li
         work->n_blocks += work->finish == CUDA_GATED ? job->bands : (job->bands + 1) / 2;
     }
     const uint32_t tiles = work->n_blocks * ((work->n_rows + shape::x_rows - 1) / shape::x_rows);
-    const uint32_t units = work->jobs[0].units, wide = device.processors;
-    const dim3 block(shape::threads);
-    const uint32_t deep =
-        way == CUDA_WIDE ? 0 : cuda_clusters_at_once(QUARTERS, kernel, block, bytes);
-    if (deep > 0 &&
-        (way == CUDA_DEEP || (tiles + deep - 1) / deep * tile_cycles<shape>(units, QUARTERS) <
-                                 (tiles + wide - 1) / wide * tile_cycles<shape>(units, 1)))
-        return cuda_launch_clusters(QUARTERS, kernel, dim3(min(tiles, deep) * QUARTERS), block,
-                                    bytes, stream, *work, stages);
-    return cuda_launch(kernel, dim3(min(tiles, wide)), block, bytes, stream, *work, stages);
+    const uint32_t most = min(device.processors, CUDA_SUMS_ZERO / (uint32_t)sizeof(uint32_t));
+    const division by =
+        divide<shape>(tiles, work->jobs[0].units, most, work->sums ? way : CUDA_WIDE);
+    const uint32_t rest = by.deep ? (tiles - by.whole) * (CUDA_SEGMENTS / shape::halves) : 0;
+    const uint32_t blocks = by.whole ? min(by.whole, most) : (rest + by.deep - 1) / by.deep;
+    return cuda_launch(kernel, dim3(blocks), dim3(shape::threads), bytes, stream, *work, by,
+                       stages);
+}
+
+size_t cuda_sums_bytes(uint32_t n_rows, uint32_t n_processors)
+{
+    const uint32_t x_rows = n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : 128;
+    const size_t slot = (size_t)x_rows * BANDS * BAND_ROWS * sizeof(float);
+    return n_rows <= CUDA_FEW_ROWS ? 0 : CUDA_SUMS_ZERO + SLOTS * slot * n_processors;
 }
 
 cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,

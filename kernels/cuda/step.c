@@ -73,7 +73,8 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
                                             .scale = 1,
                                             .bias = op->bias[i],
                                             .to = to[i],
-                                            .stride = stride[i]};
+                                            .stride = stride[i],
+                                            .sums = c->sums};
     if (error == cudaSuccess)
         error = cuda_multiply(products, 3, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_QKV);
@@ -126,7 +127,8 @@ static cudaError_t project(const struct at_step *s, const struct cuda_op *op)
         .scale = 1,
         .bias = op->bias[0],
         .to = m->scratch.x,
-        .stride = m->x_stride};
+        .stride = m->x_stride,
+        .sums = m->scratch.sums};
     cudaError_t error = cuda_multiply(&product, 1, m->stream);
     cuda_profile_mark(m, from_o ? CUDA_PHASE_PROJECT_O : CUDA_PHASE_PROJECT_T);
     return error;
@@ -144,7 +146,8 @@ static cudaError_t feed_forward(const struct at_step *s, const struct cuda_op *o
                                         .finish = CUDA_GATED,
                                         .activation = activation,
                                         .scale = 1,
-                                        .gated = packed(m, c->packed_t, s->bucket->rows)}};
+                                        .gated = packed(m, c->packed_t, s->bucket->rows),
+                                        .sums = c->sums}};
     cudaError_t error = pack(s, op, NULL, s->bucket->rows);
     if (error != cudaSuccess)
         return error;
@@ -207,7 +210,8 @@ static cudaError_t head_block(const struct at_step *s, const struct cuda_op *op,
                                          .finish = CUDA_STORE,
                                          .scale = op->op->as.head.scale,
                                          .to = m->scratch.logits,
-                                         .stride = m->logits_stride};
+                                         .stride = m->logits_stride,
+                                         .sums = m->scratch.sums};
     cudaError_t error = pack(s, op, s->numbers.output_rows + (size_t)rows * block, rows);
     if (error == cudaSuccess)
         error = cuda_multiply(&product, 1, m->stream);

@@ -336,6 +336,30 @@ struct way {
     enum cuda_way way;
 };
 
+/* What blocks give each other of tiles that they share: only counters are zero at first, and they
+ * are that afterwards. */
+static void *sums_new(uint32_t n)
+{
+    int processors = 0;
+    must(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
+    size_t bytes = cuda_sums_bytes(n, (uint32_t)processors);
+    void *sums = bytes ? to_device(NULL, bytes) : NULL;
+    if (sums)
+        must(cudaMemset(sums, 0, CUDA_SUMS_ZERO));
+    return sums;
+}
+
+static void sums_free(void *sums)
+{
+    static const uint8_t zeros[CUDA_SUMS_ZERO];
+    if (!sums)
+        return;
+    void *counters = from_device(sums, CUDA_SUMS_ZERO);
+    assert_memory_equal(counters, zeros, CUDA_SUMS_ZERO);
+    free(counters);
+    must(cudaFree(sums));
+}
+
 static struct result run(const struct product *p, struct way way, uint32_t n)
 {
     uint32_t rows = p->w->rows, cols = p->w->cols;
@@ -357,7 +381,9 @@ static struct result run(const struct product *p, struct way way, uint32_t n)
     product.bias = bias;
     product.to = to_device(p->finish == CUDA_ADD ? p->to : NULL, (size_t)n * rows * sizeof(float));
     product.gated.values = to_device(NULL, bytes);
+    product.sums = sums_new(n);
     must(cuda_multiply_by(way.way, &product, 1, 0));
+    sums_free(product.sums);
     ret.to = from_device(product.to, (size_t)n * rows * sizeof(float));
     ret.values = from_device(product.gated.values, bytes);
     must(cudaFree(product.to));
@@ -566,8 +592,10 @@ static void test_together(void **state)
             products[i].bias = i == 1 ? device_bias : NULL;
             products[i].stride = rows[i];
             products[i].to = to_device(NULL, (size_t)n * rows[i] * sizeof(float));
+            products[i].sums = i == 0 ? sums_new(n) : products[0].sums;
         }
         must(cuda_multiply(products, 3, 0));
+        sums_free(products[0].sums);
         for (int i = 0; i < 3; i++) {
             struct product p = {.w = &w[i], .x = x, .finish = CUDA_STORE, .scale = 1.0f};
             p.bias = i == 1 ? bias : NULL;

@@ -22,7 +22,14 @@
  *
  * Measured on an H200, 32 heads over 8 of 128: a step of one row at 128 rows 2.5 us and 2.6 for the
  * merge; what 8,064 rows more cost a step of 32 layers is 0.54 ms, or 2.0 TB/s of keys and values;
- * 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s. */
+ * 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s.
+ *
+ * 128 sequences at 128 to 256 rows take 44 us a layer, twice what the bytes need; 64 27 us, 32 16.
+ * None of these helped: the chunks after next asked for from the second-level cache (49 us), a
+ * layer's pages side by side in memory (44: not the address translation), four blocks a processor
+ * with 128 registers (43, 24 and 17), pages after the last row's left out, no division by numbers
+ * that the compiler does not know (44). A warp issues some 600 instructions a chunk and 1,200 more
+ * per tile, most of them waiting for the one before. */
 #include "cuda/attend_narrow.cuh"
 #include "cuda/attend_wide.cuh"
 

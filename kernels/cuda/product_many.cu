@@ -34,20 +34,21 @@
  * measured): hence two units a stage where pieces are small, and four tiles a copy where they are
  * large (with nine copies a unit CUDA_F16 lost a tenth).
  *
- * Measured on an H200, 512 rows, between events: 28672 x 4096 in CUDA_W4 250 us, 480 TFLOP/s,
+ * Measured on an H200, 512 rows, between events: 28672 x 4096 in CUDA_W4 243 us, 494 TFLOP/s,
  * CUDA_F16 270, 445 (mma.sync with both factors through shared memory: 225 and 277), at up to 693
- * W; 4096 x 14336 106 and 113. Alone, wgmma with factors in registers reaches 900. Of a warp's time
- * in CUDA_W4 67 % is the loop over columns, 11 % ends of segments and quarters, 13 % the finish,
- * when the tensor cores have nothing to do; a warp issues an instruction every eighth cycle. Making
- * a factor while the one before is under way was 1 % slower, and so was one group of warps half a
- * microsecond behind the other. To finish tiles from registers (CUDA_STORE, CUDA_ADD), where eight
- * neighbours in memory are all that a warp has of a row, cost 3 us a tile more. What should help:
- * warps of their own that finish a tile while the next one's first quarter is summed, and for
- * CUDA_F16 x sent to two blocks of a cluster at once.
+ * W; 4096 x 14336 108 and 113; 6144 x 4096, with tiles shared, 66 (78 without). Alone, wgmma with
+ * factors in registers reaches 900. Of a warp's time in CUDA_W4 67 % is the loop over columns, 11 %
+ * ends of segments and quarters, 13 % the finish, when the tensor cores have nothing to do; a warp
+ * issues an instruction every eighth cycle. Making a factor while the one before is under way was 1
+ * % slower; one group of warps half a microsecond behind the other was no faster. To finish tiles
+ * from registers (CUDA_STORE, CUDA_ADD), where eight neighbours in memory are all that a warp has
+ * of a row, cost 3 us a tile more. What should help: warps of their own that finish a tile while
+ * the next one's first quarter is summed, and for CUDA_F16 x sent to two blocks of a cluster at
+ * once.
  *
  * With few rows a kernel's beginning and end are most of it. CUDA_W4, 32, 64 and 128 rows, us:
- * 4096 x 4096 15, 19, 26 (by clusters 19, 23, 32), of which the bytes need 2; 4096 x 14336 24, 28,
- * 43 (37, 44, 61). That tiles are shared costs about 12 us at 128 rows: 64 KiB are written by each
+ * 4096 x 4096 15, 18, 26 (by clusters 19, 23, 32), of which the bytes need 2; 4096 x 14336 23, 28,
+ * 44 (37, 44, 61). That tiles are shared costs about 12 us at 128 rows: 64 KiB are written by each
  * block, a fence, and one block reads 256 and finishes. The compiler must see that all lanes of a
  * warp take the same way (all_there()), or it keeps addresses of shared memory in each lane's
  * registers, and the loop over columns takes a tenth longer. */
@@ -674,15 +675,16 @@ template <class SHAPE> static uint32_t run_cycles(uint32_t units)
 }
 
 /* Tiles that would keep only some processors busy are shared out over all, if that takes less, with
- * what blocks then write and read of each other: two microseconds and a cycle for 16 bytes of a
- * slot, which is where it was found to pay. */
+ * what blocks then write and read of each other: two microseconds and two cycles for 16 bytes of
+ * a slot, which is where it was found to pay. */
 template <class SHAPE>
 static division divide(uint32_t tiles, uint32_t units, uint32_t processors, enum cuda_way way)
 {
     constexpr uint32_t runs = CUDA_SEGMENTS / SHAPE::halves;
     const uint32_t rest = tiles % processors;
     const uint32_t deep = (rest * runs + processors - 1) / processors;
-    const uint64_t shared = (uint64_t)deep * run_cycles<SHAPE>(units) + 3500 + SHAPE::sums_fours;
+    const uint64_t shared =
+        (uint64_t)deep * run_cycles<SHAPE>(units) + 3500 + 2 * SHAPE::sums_fours;
     if (rest == 0 || deep == runs || way == CUDA_WIDE ||
         (way != CUDA_DEEP && shared >= (uint64_t)runs * run_cycles<SHAPE>(units)))
         return {tiles, 0};

@@ -75,7 +75,7 @@ matches "devices: the model's" "$out" '^unix +ready .* null:0 +null: '
 run "$inferctl" models --json
 matches "devices: models --json" "$out" '"device": ?"null:0"'
 run "$inferctl" status
-matches "devices: status tells its memory" "$out" 'null:0 has 64\.0M, [0-9.]+M free: weights 36\.1M, state [0-9.]+K, scratch [0-9]+B$'
+matches "devices: status tells its memory" "$out" 'null:0 has 64\.0M, [0-9.]+M free: weights 36\.1M, state [0-9.]+K, scratch [0-9.]+[KB]$'
 matches "devices: the journal names the device" "$(cat "$folder/log")" 'unix: .* loaded on null:0 in '
 daemon_stop
 

@@ -31,22 +31,16 @@
  * (66 MB), 4096 x 14336 15.8, 6144 x 4096 12.2, 4096 x 4096 9.4; 4.5 of each are the launch. Inside
  * some 2.5 us pass until x is there, which weights in the ring do not fill; of the rest (3.9 TB/s)
  * a counter says that warps wait for arithmetic and for each other more than for memory: with all
- * weights in the second-level cache 4096 x 14336 still takes 12.5. What would cure it: one kernel
- * for a layer, whose weights go on arriving while x goes round.
+ * weights in the second-level cache 4096 x 14336 still takes 12.5. Of very few rows chain.cu runs
+ * several products in one kernel, whose weights go on arriving while x goes round.
  *
  * The partial sums meet in shared memory, where further warps add them, one lane per result, in the
  * order that product.cuh fixes, while the others are at the next pair. With more rows
  * product_many.cu takes over, after 16. */
-#include "cuda/packed.cuh"
-#include "cuda/product.cuh"
+#include "cuda/product_few.cuh"
 
-#define WARPS   (2 * CUDA_SEGMENTS) /* that multiply */
-#define ENDS    2u                  /* at most that finish, each its share of the rows of x */
-#define THREADS (32 * (WARPS + ENDS))
-#define PLACES  2u /* for the partial sums of as many pairs */
-/* Floats between the partial sums of two rows of x in shared memory: a pair's 32 rows of W for each
- * segment, and 4 that keep what a warp writes at a time out of each other's banks. */
-#define REST (32 * CUDA_SEGMENTS + 4)
+#define ENDS    2u /* warps at most that finish, each its share of the rows of x */
+#define THREADS (32 * (FEW_WARPS + ENDS))
 
 /* A warp's ring: `n` slots, each of some units of a tile. */
 template <uint32_t FORMAT, int NT> struct ring_of {
@@ -166,53 +160,22 @@ static __device__ __forceinline__ void x_copy(uint8_t *to, const cuda_work &work
     cuda_copies_commit();
 }
 
-/* Where a lane reads x: of the segment's first block. Lanes of rows that do not exist read the last
- * one again: no more bytes, and nobody looks at their results. */
-template <int NT, bool COPIED> struct x_source {
-    const uint8_t *values[NT];
-
-    static constexpr uint32_t block_bytes = COPIED ? 64 : 512;
-
-    __device__ __forceinline__ x_source(const uint8_t *copy, const cuda_work &work, uint32_t unit,
-                                        uint32_t row_bytes, uint32_t lane)
-    {
+/* Where a lane reads them: of the segment's first block. Lanes of rows that do not exist read the
+ * last one again: no more bytes, and nobody looks at their results. */
+template <int NT, bool COPIED>
+static __device__ __forceinline__ x_source<NT, COPIED>
+x_of(const uint8_t *copy, const cuda_work &work, uint32_t unit, uint32_t row_bytes, uint32_t lane)
+{
+    x_source<NT, COPIED> ret;
 #pragma unroll
-        for (uint32_t t = 0; t < NT; t++) {
-            const uint32_t n = min(8 * t + lane / 4, work.n_rows - 1);
-            values[t] = (COPIED ? copy + n * row_bytes : x_row(work, n, unit)) + lane % 4 * 16;
-        }
+    for (uint32_t t = 0; t < NT; t++) {
+        const uint32_t n = min(8 * t + lane / 4, work.n_rows - 1);
+        ret.values[t] = (COPIED ? copy + n * row_bytes : x_row(work, n, unit)) + lane % 4 * 16;
     }
-    __device__ __forceinline__ uint4 value(int t, uint32_t block) const
-    {
-        const uint4 *from = (const uint4 *)(values[t] + block * block_bytes);
-        return COPIED ? *from : __ldcg(from);
-    }
-};
+    return ret;
+}
 
 /* ---- a warp's segment ------------------------------------------------------------------------ */
-
-/* acc[n] += of a piece's 64 columns times NT tiles of x, from block `block` of it. */
-template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void multiply_unit(float acc[NT][4], const uint8_t *piece,
-                                                     const x_source<NT, COPIED> &x, uint32_t block,
-                                                     uint32_t lane)
-{
-    cuda_share<FORMAT, 2> share;
-    cuda_share_load(&share, piece, 0, lane);
-#pragma unroll
-    for (uint32_t b = 0; b < 2; b++) {
-        uint32_t a[2][4];
-        cuda_fragment(share, 2 * b, a[0]);
-        cuda_fragment(share, 2 * b + 1, a[1]);
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-            const uint4 v = x.value(n, block + b);
-            const uint32_t low[2] = {v.x, v.y}, high[2] = {v.z, v.w};
-            cuda_mma(acc[n], a[0], low);
-            cuda_mma(acc[n], a[1], high);
-        }
-    }
-}
 
 /* acc = of the warp's tile of a pair its segment of n units, slot by slot as they come; what is
  * free is filled again. */
@@ -241,59 +204,6 @@ static __device__ __forceinline__ void segment_sum(float acc[NT][4], stream<FORM
 
 /* ---- ends ------------------------------------------------------------------------------------ */
 
-/* The warp's partial sums, of the rows of x that exist, from its rows of W of its segment on. */
-template <int NT>
-static __device__ __forceinline__ void partial_store(float *partial, const float acc[NT][4],
-                                                     uint32_t n_rows, uint32_t lane)
-{
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-        uint32_t row = 8 * n + lane % 4 * 2;
-        float *at = partial + row * REST + lane / 4;
-#pragma unroll
-        for (uint32_t i = 0; i < 2; i++) {
-            if (n == NT - 1 && row + i >= n_rows)
-                continue;
-            at[i * REST] = acc[n][i];
-            at[i * REST + 8] = acc[n][i + 2];
-        }
-    }
-}
-
-/* Row n of x and, per lane, one row of W of the pair: the sum of the partial sums. */
-static __device__ __forceinline__ float total_of(const float *partial, uint32_t n, uint32_t lane)
-{
-    const float *from = partial + n * REST + lane;
-    float total = 0;
-#pragma unroll
-    for (uint32_t k = 0; k < CUDA_SEGMENTS; k += CUDA_QUARTER) {
-        float quarter = 0;
-#pragma unroll
-        for (uint32_t s = k; s < k + CUDA_QUARTER; s++)
-            quarter = __fadd_rn(quarter, from[32 * s]);
-        total = __fadd_rn(total, quarter);
-    }
-    return total;
-}
-
-/* CUDA_GATED of row n: lanes 0 .. 15 have the gate's columns, lanes 16 .. 31 the same of up. After
- * the last pair the columns that pad to a multiple of 64. */
-static __device__ __forceinline__ void finish_gated(const cuda_work &work, const cuda_job &job,
-                                                    uint32_t pair, uint32_t n, uint32_t lane,
-                                                    float total)
-{
-    float up = __shfl_xor_sync(0xffffffff, total, 16);
-    uint16_t bits = (uint16_t)cuda_gate(work.activation, total, up);
-    if (lane >= 16)
-        return;
-    *cuda_packed_number(work.gated, n, 16 * pair + lane) = bits;
-    if (pair + 1 < job.pairs)
-        return;
-#pragma unroll 1
-    for (uint32_t c = 16 * job.pairs; c < 32 * work.gated.blocks; c += 16)
-        *cuda_packed_number(work.gated, n, c + lane) = 0;
-}
-
 /* What the end of a result needs from memory, read before the sums are done. */
 struct before {
     float bias, to;
@@ -319,30 +229,13 @@ static __device__ __forceinline__ void finish(const cuda_work &work, const cuda_
 {
     uint32_t row = 32 * pair + lane;
     if (work.finish == CUDA_GATED)
-        finish_gated(work, job, pair, n, lane, total);
+        finish_gated(work.gated, work.activation, job.pairs, pair, n, lane, total);
     else if (row < job.rows)
         job.to[n * job.stride + row] =
             cuda_finished(work.finish == CUDA_ADD, job.scale, total, was.bias, was.to);
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
-
-/* Between the warps that multiply and the one that finishes: a pair's partial sums are there, and
- * their place is free again. */
-struct meeting {
-    cuda_barrier summed[PLACES], freed[PLACES];
-};
-
-/* Which of the places a block's next pair has, and how often it was used before. */
-struct place {
-    uint32_t at = 0, parity = 0;
-
-    __device__ __forceinline__ void next()
-    {
-        parity ^= at + 1 == PLACES;
-        at = at + 1 == PLACES ? 0 : at + 1;
-    }
-};
 
 /* The partial sums of a block's pairs, one after the other, by one of the warps that multiply. */
 template <uint32_t FORMAT, int NT, bool COPIED>
@@ -355,9 +248,9 @@ multiply_pairs(const cuda_work &work, stream<FORMAT, NT> *w, uint32_t n_units,
          block += gridDim.x, i++, to.next()) {
         float acc[NT][4] = {};
         segment_sum<FORMAT, NT, COPIED>(acc, w, n_units, x, lane);
-        if (i >= PLACES)
+        if (i >= FEW_PLACES)
             cuda_barrier_wait(&meet->freed[to.at], to.parity ^ 1);
-        partial_store<NT>(partial + to.at * work.n_rows * REST, acc, work.n_rows, lane);
+        partial_store<NT>(partial + to.at * work.n_rows * FEW_REST, acc, work.n_rows, lane);
         __syncwarp();
         if (lane == 0)
             cuda_barrier_arrive(&meet->summed[to.at]);
@@ -380,7 +273,7 @@ static __device__ __forceinline__ void finish_pairs(const cuda_work &work, const
     for (uint32_t block = blockIdx.x; block < work.n_blocks; block += gridDim.x, from.next()) {
         const cuda_job &job = work.jobs[cuda_job_of(work, block)];
         const uint32_t pair = block - job.first_block;
-        const float *sums = partial + from.at * work.n_rows * REST;
+        const float *sums = partial + from.at * work.n_rows * FEW_REST;
         before was[4 * NT];
 #pragma unroll
         for (uint32_t i = 0; i < 4 * NT; i++)
@@ -411,25 +304,25 @@ static __global__ void __launch_bounds__(THREADS, 1)
     const uint32_t tile = warp % 2, segment = warp / 2;
     const uint32_t unit = segment_begin(segment, work.jobs[0].units);
     const uint32_t n_units = segment_begin(segment + 1, work.jobs[0].units) - unit;
-    cuda_barrier *full = (cuda_barrier *)(shared + WARPS * slots * of::slot_bytes);
-    meeting *meet = (meeting *)(full + WARPS * slots);
+    cuda_barrier *full = (cuda_barrier *)(shared + FEW_WARPS * slots * of::slot_bytes);
+    meeting *meet = (meeting *)(full + FEW_WARPS * slots);
     float *partial = (float *)(meet + 1);
-    uint8_t *own_x =
-        (uint8_t *)(partial + PLACES * work.n_rows * REST) + segment * work.n_rows * x_bytes;
+    uint8_t *own_x = (uint8_t *)(partial + FEW_PLACES * work.n_rows * FEW_REST) +
+                     segment * work.n_rows * x_bytes;
 
     const uint32_t ends = ends_of<NT>(work.n_rows);
-    if (threadIdx.x == 32 * WARPS) {
-        for (uint32_t i = 0; i < PLACES; i++) {
-            cuda_barrier_make(&meet->summed[i], WARPS);
+    if (threadIdx.x == 32 * FEW_WARPS) {
+        for (uint32_t i = 0; i < FEW_PLACES; i++) {
+            cuda_barrier_make(&meet->summed[i], FEW_WARPS);
             cuda_barrier_make(&meet->freed[i], ends);
         }
         cuda_barriers_made();
     }
-    if (warp >= WARPS) {
+    if (warp >= FEW_WARPS) {
         cuda_let_next_start();
         cuda_wait();
         __syncthreads();
-        finish_pairs<NT>(work, partial, meet, warp - WARPS, ends, lane);
+        finish_pairs<NT>(work, partial, meet, warp - FEW_WARPS, ends, lane);
         return;
     }
     full += warp * slots;
@@ -450,7 +343,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         cuda_copies_wait<0>();
     }
     __syncthreads();
-    const x_source<NT, COPIED> x(own_x, work, unit, x_bytes, lane);
+    const x_source<NT, COPIED> x = x_of<NT, COPIED>(own_x, work, unit, x_bytes, lane);
     multiply_pairs<FORMAT, NT, COPIED>(work, &w, n_units, x, partial + 32 * segment + 16 * tile,
                                        meet, lane);
 }
@@ -466,7 +359,7 @@ static cudaError_t launch_few_as(const cuda_work &work, uint32_t shared_bytes, u
                                              (int)shared_bytes);
     if (error != cudaSuccess)
         return error;
-    return cuda_launch(kernel, dim3(n_blocks), dim3(32 * (WARPS + ends_of<NT>(work.n_rows))),
+    return cuda_launch(kernel, dim3(n_blocks), dim3(32 * (FEW_WARPS + ends_of<NT>(work.n_rows))),
                        shared_bytes, stream, work, slots, x_row_bytes(work.jobs[0].units));
 }
 
@@ -479,9 +372,9 @@ static cudaError_t launch_few(const cuda_work &work, cudaStream_t stream)
     if (error != cudaSuccess)
         return error;
     const uint32_t n_blocks = min(work.n_blocks, device.processors);
-    const uint32_t slot = WARPS * (ring::slot_bytes + (uint32_t)sizeof(cuda_barrier));
+    const uint32_t slot = FEW_WARPS * (ring::slot_bytes + (uint32_t)sizeof(cuda_barrier));
     const uint32_t other =
-        (uint32_t)sizeof(meeting) + PLACES * work.n_rows * REST * (uint32_t)sizeof(float);
+        (uint32_t)sizeof(meeting) + FEW_PLACES * work.n_rows * FEW_REST * (uint32_t)sizeof(float);
     const size_t x_bytes = (size_t)CUDA_SEGMENTS * work.n_rows * x_row_bytes(work.jobs[0].units);
     /* More than half of a processor's memory, so that no second product's block comes beside. */
     const uint32_t least = device.shared_bytes / 2 + 1024;

@@ -19,101 +19,24 @@
  * The mean of squares is added up in an order that the number of columns fixes: each thread's units
  * in ascending order, lanes of a warp in a tree, warps in a tree. A block has one row, so no row
  * knows of another. */
-#include "cuda/cuda.h"
-#include "cuda/device.cuh"
-#include "cuda/packed.cuh"
+#include "cuda/norm.cuh"
 
-#define UNIT_COLUMNS  8u
 #define BLOCK_THREADS 512u /* most threads for one row: 4,096 columns in one go */
 #define GATED_THREADS 256u
 #define WARPS_MAX     (BLOCK_THREADS / 32)
-#define FULL          0xffffffffu
-
-struct unit {
-    float v[8];
-};
-
-/* The first column of a unit; its other half begins 16 further on. */
-static __device__ __forceinline__ uint32_t unit_column(uint32_t unit)
-{
-    return unit / 4 * 32 + unit % 4 * 4;
-}
-
-/* 4 numbers from row[column]; zeros from row[cols] on. */
-template <bool ALIGNED>
-static __device__ __forceinline__ void load4(float ret[4], const float *row, uint32_t column,
-                                             uint32_t cols)
-{
-    if (ALIGNED) { /* cols is a multiple of 4 */
-        float4 v = make_float4(0, 0, 0, 0);
-        if (column < cols)
-            v = *reinterpret_cast<const float4 *>(row + column);
-        ret[0] = v.x;
-        ret[1] = v.y;
-        ret[2] = v.z;
-        ret[3] = v.w;
-    } else {
-#pragma unroll
-        for (uint32_t i = 0; i < 4; i++)
-            ret[i] = column + i < cols ? row[column + i] : 0.0f;
-    }
-}
-
-template <bool ALIGNED>
-static __device__ __forceinline__ unit load_unit(const float *row, uint32_t n, uint32_t cols)
-{
-    unit u;
-    load4<ALIGNED>(u.v, row, unit_column(n), cols);
-    load4<ALIGNED>(u.v + 4, row, unit_column(n) + 16, cols);
-    return u;
-}
-
-/* Unit n of row `row`; nothing where n is beyond the last. */
-static __device__ __forceinline__ void store_unit(const cuda_packed &to, uint32_t row, uint32_t n,
-                                                  const unit &u)
-{
-    if (n / 4 >= to.blocks)
-        return;
-    uint4 h;
-    h.x = cuda_half2_cut(u.v[0], u.v[1]);
-    h.y = cuda_half2_cut(u.v[2], u.v[3]);
-    h.z = cuda_half2_cut(u.v[4], u.v[5]);
-    h.w = cuda_half2_cut(u.v[6], u.v[7]);
-    const cuda_packed_four at = cuda_packed_at(to, row, unit_column(n));
-    if (to.tiles == 0) { /* all eight stand together */
-        *reinterpret_cast<uint4 *>(at.first) = h;
-        return;
-    }
-    at.store(h.x, h.y);
-    cuda_packed_at(to, row, unit_column(n) + 16).store(h.z, h.w);
-}
 
 /* ---- RMSNorm --------------------------------------------------------------------------------- */
-
-static __device__ __forceinline__ float square(float sum, const unit &u)
-{
-#pragma unroll
-    for (uint32_t i = 0; i < 8; i++)
-        sum = fmaf(u.v[i], u.v[i], sum);
-    return sum;
-}
 
 /* The same sum in every thread of the block. */
 static __device__ __forceinline__ float block_sum(float sum)
 {
     __shared__ float warps[WARPS_MAX];
-    uint32_t lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
-#pragma unroll
-    for (int apart = 16; apart > 0; apart /= 2)
-        sum += __shfl_xor_sync(FULL, sum, apart);
+    const uint32_t lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+    sum = norm_warp_sum(sum);
     if (lane == 0)
         warps[threadIdx.x / 32] = sum;
     __syncthreads();
-    sum = lane < n_warps ? warps[lane] : 0.0f;
-#pragma unroll
-    for (int apart = 16; apart > 0; apart /= 2)
-        sum += __shfl_xor_sync(FULL, sum, apart);
-    return sum;
+    return norm_warp_sum(lane < n_warps ? warps[lane] : 0.0f);
 }
 
 struct pack_work {
@@ -151,7 +74,7 @@ static __global__ void __launch_bounds__(BLOCK_THREADS) norm_kernel(const pack_w
         if (UNITS)
             x[i % KEPT] = u;
     }
-    const float scale = 1.0f / sqrtf(block_sum(sum) / (float)cols + work.eps);
+    const float scale = norm_scale(block_sum(sum), cols, work.eps);
 
 #pragma unroll
     for (uint32_t i = 0; i < rounds; i++) {
@@ -160,11 +83,7 @@ static __global__ void __launch_bounds__(BLOCK_THREADS) norm_kernel(const pack_w
             x[0] = load_unit<ALIGNED>(row, n, cols);
             weight[0] = load_unit<ALIGNED>(work.weight, n, cols);
         }
-        unit y;
-#pragma unroll
-        for (uint32_t k = 0; k < 8; k++)
-            y.v[k] = x[i % KEPT].v[k] * scale * weight[i % KEPT].v[k];
-        store_unit(work.to, blockIdx.x, n, y);
+        store_unit(work.to, blockIdx.x, n, normed(x[i % KEPT], scale, weight[i % KEPT]));
     }
 }
 

@@ -28,61 +28,55 @@ static inline bool cuda_overlaps(void)
            major >= 9;
 }
 
-/* kernel<<<grid, block, shared_bytes, stream>>>(arguments...) in clusters of `cluster` blocks,
- * neighbours in x, which may start while the kernel before it in the stream still runs: it must
- * call cuda_wait() before it reads what that one wrote, and before it writes anything. Every kernel
- * wants all of a processor's memory to be shared memory, as products do: to divide it anew between
- * two kernels, a processor would have to run empty. */
+/* kernel<<<grid, block, shared_bytes, stream>>>(arguments...), which may start while the kernel
+ * before it in the stream still runs: it must call cuda_wait() before it reads what that one wrote,
+ * and before it writes anything. Every kernel wants all of a processor's memory to be shared
+ * memory, as products do: to divide it anew between two kernels, a processor would have to run
+ * empty. */
 template <typename... Parameters, typename... Arguments>
-static inline cudaError_t cuda_launch_clusters(uint32_t cluster, void (*kernel)(Parameters...),
-                                               dim3 grid, dim3 block, size_t shared_bytes,
-                                               cudaStream_t stream, Arguments &&...arguments)
+static inline cudaError_t cuda_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                      size_t shared_bytes, cudaStream_t stream,
+                                      Arguments &&...arguments)
 {
-    cudaLaunchAttribute attributes[3] = {};
+    cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[0].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    attributes[2].id = cudaLaunchAttributeClusterDimension;
-    attributes[2].val.clusterDim = {cluster, 1, 1};
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared_bytes;
     config.stream = stream;
     config.attrs = attributes;
-    config.numAttrs = 1 + (cuda_overlaps() ? 1 + (cluster > 1) : 0);
+    config.numAttrs = 1 + (cuda_overlaps() ? 1 : 0);
     return cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
 }
-template <typename... Parameters, typename... Arguments>
-static inline cudaError_t cuda_launch(void (*kernel)(Parameters...), dim3 grid, dim3 block,
-                                      size_t shared_bytes, cudaStream_t stream,
-                                      Arguments &&...arguments)
-{
-    return cuda_launch_clusters(1, kernel, grid, block, shared_bytes, stream,
-                                static_cast<Arguments &&>(arguments)...);
-}
 
-/* How many clusters (blocks that run at the same time and see each other's shared memory) of a
- * kernel run at once on the current device; 0: it has none. Those of 9.0 and newer do. */
-template <class Kernel>
-static inline uint32_t cuda_clusters_at_once(uint32_t cluster, Kernel kernel, dim3 block,
-                                             size_t shared_bytes)
+/* The same for blocks that wait for each other, and therefore must all run at the same time: there
+ * may be as many of them as cuda_blocks_at_once() says, and no other kernel that waits beside them.
+ */
+template <typename... Parameters, typename... Arguments>
+static inline cudaError_t cuda_launch_together(void (*kernel)(Parameters...), dim3 grid, dim3 block,
+                                               size_t shared_bytes, cudaStream_t stream,
+                                               Arguments &&...arguments)
 {
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {cluster, 1, 1};
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(cluster);
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    int n = 0;
-    if (!cuda_overlaps() ||
-        cudaOccupancyMaxActiveClusters(&n, (const void *)kernel, &config) != cudaSuccess)
+    return cuda_launch(kernel, grid, block, shared_bytes, stream,
+                       static_cast<Arguments &&>(arguments)...);
+}
+/* One a processor; 0: there is no room, or a kernel does not start before the one before it ends.
+ */
+template <class Kernel>
+static inline uint32_t cuda_blocks_at_once(Kernel kernel, uint32_t threads, size_t shared_bytes)
+{
+    int device = 0, processors = 0, per_processor = 0;
+    if (!cuda_overlaps() || cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device) !=
+            cudaSuccess ||
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_processor, kernel, (int)threads,
+                                                      shared_bytes) != cudaSuccess)
         return 0;
-    return (uint32_t)n;
+    return per_processor ? (uint32_t)processors : 0;
 }
 
 /* Until the kernels before this one are done and their writes are seen. */
@@ -168,6 +162,31 @@ template <int N> static __device__ inline void cuda_copies_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+/* ---- between blocks that run at the same time --------------------------------------------------
+ */
+
+/* 16 bytes as they are now, past the first-level cache; what else their writer wrote may not be
+ * there yet. */
+static __device__ inline uint4 cuda_now16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p)
+                 : "memory");
+    return v;
+}
+/* Between two looks. */
+static __device__ inline void cuda_look_again(void)
+{
+}
+
+/* n threads of a block, a multiple of 32, meet at its barrier `id` (1 .. 15). */
+static __device__ inline void cuda_meet(uint32_t id, uint32_t n)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
 /* ---- barriers in shared memory ----------------------------------------------------------------
  */
 
@@ -220,48 +239,6 @@ static __device__ inline void cuda_barrier_wait(cuda_barrier *b, uint32_t parity
     }
 }
 
-/* The same for barriers of blocks of a cluster that wait for each other: to come at the barrier of
- * block `rank`, having written what that block will read (a fence as for the whole device, about a
- * microsecond) or only having read; and to see what blocks wrote. */
-static __device__ inline void cuda_barrier_wrote(cuda_barrier *b, uint32_t rank)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote]; }" ::"r"(
-                     cuda_shared_address(b)),
-                 "r"(rank)
-                 : "memory");
-#else
-    cuda_barrier_arrive(b);
-#endif
-}
-static __device__ inline void cuda_barrier_read(cuda_barrier *b, uint32_t rank)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote]; }" ::"r"(cuda_shared_address(b)),
-                 "r"(rank)
-                 : "memory");
-#else
-    cuda_barrier_arrive(b);
-#endif
-}
-static __device__ inline void cuda_barrier_wait_cluster(cuda_barrier *b, uint32_t parity)
-{
-#if __CUDA_ARCH__ >= 900
-    uint32_t over = 0;
-    while (!over)
-        asm volatile("{ .reg .pred p;\n"
-                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p; }"
-                     : "=r"(over)
-                     : "r"(cuda_shared_address(b)), "r"(parity)
-                     : "memory");
-#else
-    cuda_barrier_wait(b, parity);
-#endif
-}
-
 /* Copies of many bytes to shared memory that a barrier waits for, by all lanes of one warp: open
  * with the sum of their bytes, the copies (of multiples of 16 bytes), close. The barrier counts
  * CUDA_BULK_COUNT for it. */
@@ -302,43 +279,28 @@ static __device__ inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
 #endif
 }
 
-/* Of the cluster: which block this is, and where its memory `shared` lies in another's. */
-static __device__ inline uint32_t cuda_cluster_rank(void)
+/* The same by one lane alone, on 9.0 and newer, of what nobody reads again: it is the first that
+ * the second-level cache forgets. Expect the sum of their bytes, the copies, expected; the barrier
+ * counts 1. */
+static __device__ inline void cuda_bulk_expect(cuda_barrier *b, uint32_t bytes)
 {
-    uint32_t rank = 0;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-#endif
-    return rank;
+    cuda_bulk_open(b, bytes, 0);
 }
-static __device__ inline uint32_t cuda_cluster_blocks(void)
-{
-    uint32_t n = 1;
-#if __CUDA_ARCH__ >= 900
-    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n));
-#endif
-    return n;
-}
-template <class T> static __device__ inline const T *cuda_cluster_at(const T *shared, uint32_t rank)
+static __device__ inline void cuda_bulk_one(void *shared, const void *global, uint32_t bytes,
+                                            cuda_barrier *b)
 {
 #if __CUDA_ARCH__ >= 900
-    const T *there;
-    asm volatile("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(shared), "r"(rank));
-    return there;
+    const uint64_t evict_first = 0x12f0000000000000; /* as createpolicy makes it */
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+                 "[%0], [%1], %2, [%3], %4;" ::"r"(cuda_shared_address(shared)),
+                 "l"(global), "r"(bytes), "r"(cuda_shared_address(b)), "l"(evict_first)
+                 : "memory");
 #else
-    return shared;
+    __trap();
 #endif
 }
-/* All threads of all blocks of the cluster, whose barriers are made; it orders nothing else. */
-static __device__ inline void cuda_cluster_meet(void)
+static __device__ inline void cuda_bulk_expected(cuda_barrier *b)
 {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-#else
-    __syncthreads();
-#endif
 }
 
 static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at -infinity */

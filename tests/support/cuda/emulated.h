@@ -4,8 +4,8 @@
  * What it is true to: indices, barriers, shuffles, shared memory, atomics, integers, half-precision
  * with one rounding, float32 additions and multiplications. What it is not: time, the order of
  * threads (it varies on purpose, deterministically), the last bits of approximate functions and of
- * the tensor cores' sums, blocks that wait for each other (they run one after the other) if they
- * are not of one cluster.
+ * the tensor cores' sums, blocks that wait for each other (they run one after the other) unless
+ * they are launched together.
  *
  * What it refuses, with a sentence and an abort: lanes of a warp that do not all come to a shuffle,
  * barriers that cannot open, more shared memory than was asked for by cudaFuncSetAttribute, kernels
@@ -34,7 +34,7 @@ struct emulated_place {
 
 template <typename... Parameters, typename... Arguments>
 static inline cudaError_t
-emulated_start(emulated_place place, uint32_t cluster, void (*kernel)(Parameters...), dim3 grid,
+emulated_start(emulated_place place, uint32_t together, void (*kernel)(Parameters...), dim3 grid,
                dim3 block, size_t shared_bytes, cudaStream_t stream, Arguments &&...arguments)
 {
     using closure = std::tuple<void (*)(Parameters...), Parameters...>;
@@ -50,7 +50,7 @@ emulated_start(emulated_place place, uint32_t cluster, void (*kernel)(Parameters
     launch.arguments_bytes = sizeof all;
     launch.grid = {grid.x, grid.y, grid.z};
     launch.block = {block.x, block.y, block.z};
-    launch.cluster = cluster;
+    launch.together = together;
     launch.shared_bytes = shared_bytes;
     launch.text = place.text;
     launch.file = place.file;
@@ -59,16 +59,16 @@ emulated_start(emulated_place place, uint32_t cluster, void (*kernel)(Parameters
 }
 #define cuda_launch(...)                                                                           \
     emulated_start(emulated_place{#__VA_ARGS__, __FILE__, __LINE__}, 1, __VA_ARGS__)
-#define cuda_launch_clusters(cluster, ...)                                                         \
-    emulated_start(emulated_place{#__VA_ARGS__, __FILE__, __LINE__}, cluster, __VA_ARGS__)
-
+/* Blocks that wait for each other run at the same time. */
+#define cuda_launch_together(kernel, grid, ...)                                                    \
+    emulated_start(emulated_place{#kernel ", " #__VA_ARGS__, __FILE__, __LINE__}, (grid).x,        \
+                   kernel, grid, __VA_ARGS__)
 template <class Kernel>
-static inline uint32_t cuda_clusters_at_once(uint32_t cluster, Kernel kernel, dim3 block,
-                                             size_t shared_bytes)
+static inline uint32_t cuda_blocks_at_once(Kernel kernel, uint32_t threads, size_t shared_bytes)
 {
     int processors = 0;
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0);
-    return (uint32_t)processors / cluster ? (uint32_t)processors / cluster : 1;
+    return shared_bytes > EMULATED_SHARED_MAX ? 0 : (uint32_t)(processors < 4 ? processors : 4);
 }
 
 static inline void cuda_wait(void)
@@ -392,6 +392,15 @@ static inline void __trap(void)
     emulated_fail("__trap()");
 }
 
+static inline uint4 cuda_now16(const void *p)
+{
+    return *static_cast<const uint4 *>(p);
+}
+static inline void cuda_look_again(void)
+{
+    emulated_yield();
+}
+
 /* Copies are under way until they are waited for: until then, what was there before is seen. */
 static inline void cuda_copy16(void *shared, const void *global)
 {
@@ -456,6 +465,10 @@ static inline int __syncthreads_and(int predicate)
     unsigned int threads;
     unsigned int yes = emulated_barrier(predicate, &threads);
     return yes == threads;
+}
+static inline void cuda_meet(uint32_t id, uint32_t n)
+{
+    emulated_meet(id, n);
 }
 static inline void __syncwarp(unsigned int mask = 0xffffffffu)
 {
@@ -573,24 +586,11 @@ static inline void cuda_barrier_arrive(cuda_barrier *b)
         b->phase++;
     }
 }
-static inline void cuda_barrier_wrote(cuda_barrier *b, uint32_t rank)
-{
-    cuda_barrier_arrive(static_cast<cuda_barrier *>(emulated_cluster_at(b, rank)));
-}
-static inline void cuda_barrier_read(cuda_barrier *b, uint32_t rank)
-{
-    cuda_barrier_wrote(b, rank);
-}
 static inline void cuda_barrier_wait(cuda_barrier *b, uint32_t parity)
 {
     while ((b->phase & 1) == parity)
         emulated_yield();
 }
-static inline void cuda_barrier_wait_cluster(cuda_barrier *b, uint32_t parity)
-{
-    cuda_barrier_wait(b, parity);
-}
-
 #define CUDA_BULK_COUNT 1u
 static inline void cuda_bulk_open(cuda_barrier *b, uint32_t bytes, uint32_t lane)
 {
@@ -611,21 +611,16 @@ static inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
         cuda_barrier_arrive(b);
 }
 
-static inline uint32_t cuda_cluster_rank(void)
+static inline void cuda_bulk_expect(cuda_barrier *b, uint32_t bytes)
 {
-    return emulated_self->rank;
 }
-static inline uint32_t cuda_cluster_blocks(void)
+static inline void cuda_bulk_one(void *shared, const void *global, uint32_t bytes, cuda_barrier *b)
 {
-    return emulated_cluster;
+    cuda_bulk_copy(shared, global, bytes, b, 0);
 }
-template <class T> static inline const T *cuda_cluster_at(const T *shared, uint32_t rank)
+static inline void cuda_bulk_expected(cuda_barrier *b)
 {
-    return static_cast<const T *>(emulated_cluster_at(shared, rank));
-}
-static inline void cuda_cluster_meet(void)
-{
-    emulated_cluster_barrier();
+    cuda_barrier_arrive(b);
 }
 
 /* ---- tensor cores ---------------------------------------------------------------------------- */

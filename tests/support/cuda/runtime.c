@@ -266,8 +266,8 @@ cudaError_t emulated_enqueue(const struct emulated_launch *launch, cudaStream_t 
         return emulated_leave(emulated_lost);
     if (!g->x || !g->y || !g->z || g->x > 0x7fffffff || g->y > 65535 || g->z > 65535 || !b->x ||
         !b->y || !b->z || b->x > 1024 || b->y > 1024 || b->z > 64 ||
-        (uint64_t)b->x * b->y * b->z > 1024 || !launch->cluster || launch->cluster > 8 ||
-        g->x % launch->cluster || (uint64_t)b->x * b->y * b->z * launch->cluster > 4096)
+        (uint64_t)b->x * b->y * b->z > 1024 || !launch->together || launch->together > 8 ||
+        g->x % launch->together || (uint64_t)b->x * b->y * b->z * launch->together > 4096)
         return emulated_leave(cudaErrorInvalidConfiguration);
     if (launch->shared_bytes > shared_allowed(launch->kernel))
         return emulated_leave(cudaErrorInvalidValue);

@@ -1,8 +1,8 @@
-/* threads.c: runs the blocks of a kernel on the processor, one after the other, or one cluster of
- * blocks after the other.
+/* threads.c: runs the blocks of a kernel on the processor, one after the other, or those together
+ * that are launched so.
  *
- * Owns a pool of fibers, one per thread of a cluster, each with a stack of its own that stays for
- * the next cluster and the next kernel. A fiber runs until it waits (a barrier, an exchange between
+ * Owns a pool of fibers, one per thread of such blocks, each with a stack of its own that stays for
+ * the next blocks and the next kernel. A fiber runs until it waits (a barrier, an exchange between
  * lanes) or ends, then switches to the next one that can go on; when none can, the kernel hangs,
  * which is said with its name. The order in which threads are let go changes with every barrier,
  * from first to last or from last to first, by a fixed rule: what a kernel forgot to wait for, one
@@ -11,7 +11,7 @@
  * One launch at a time; the caller holds a lock. Nothing here is fast in the sense of the real
  * thing: a switch takes some 10 ns.
  *
- * Limits: 1024 threads a block, clusters of 8 blocks and 4096 threads, 64 KiB of stack a thread
+ * Limits: 1024 threads a block, 8 blocks and 4096 threads together, 64 KiB of stack a thread
  * (256 under AddressSanitizer) with an unmapped page below. */
 #include "threads.h"
 
@@ -42,6 +42,7 @@
 
 #define THREADS_MAX 4096u
 #define BLOCKS_MAX  8u
+#define NAMED_MAX   16u /* barriers of some of a block's threads */
 #define PAGE        ((size_t)4096)
 
 /* ---- shared memory --------------------------------------------------------------------------- */
@@ -127,7 +128,7 @@ struct warp {
     uint32_t waiting; /* lanes */
 };
 
-/* Of threads first .. first + n - 1: a block's, or the whole cluster's. */
+/* Of threads first .. first + n - 1, a block's. */
 struct barrier {
     unsigned int first, n, n_alive;
     unsigned int arrived, generation;
@@ -138,10 +139,12 @@ static struct {
     const struct emulated_launch *launch;
     struct fiber *fibers[THREADS_MAX];
     struct warp warps[THREADS_MAX / EMULATED_WARP];
-    struct barrier blocks[BLOCKS_MAX], cluster;
+    struct barrier blocks[BLOCKS_MAX];
+    struct barrier named[BLOCKS_MAX][NAMED_MAX];
     struct barrier *waiting[THREADS_MAX]; /* where a thread is stopped, or NULL */
     struct context host;
-    unsigned int n_threads, n_fibers;                      /* n_threads: of the cluster */
+    unsigned int n_threads, n_fibers; /* n_threads: of all that run */
+    unsigned int n_alive;
     unsigned int n_yields;                                 /* since somebody did something */
     unsigned int ready[THREADS_MAX], ready_first, n_ready; /* a ring */
     unsigned int turn;                                     /* changes the order of threads */
@@ -151,7 +154,6 @@ static struct {
 
 struct emulated_thread *emulated_self;
 struct emulated_index emulated_block_dim, emulated_grid_dim;
-unsigned int emulated_cluster;
 
 void emulated_fail(const char *format, ...)
 {
@@ -224,7 +226,7 @@ static __attribute__((noinline)) void hang(void)
     }
     emulated_fail("nobody can go on: of %u threads %u have ended, %u wait at __syncthreads, %u "
                   "in %s for lanes that do not come, %u for a cuda_barrier",
-                  now.n_threads, now.n_threads - now.cluster.n_alive, at_barrier, in_exchange,
+                  now.n_threads, now.n_threads - now.n_alive, at_barrier, in_exchange,
                   in_exchange ? what : "a shuffle", now.n_ready);
 }
 
@@ -283,16 +285,15 @@ unsigned int emulated_barrier(int predicate, unsigned int *ret_threads)
     return stop_at(&now.blocks[emulated_self->rank], predicate, ret_threads);
 }
 
-void emulated_cluster_barrier(void)
+void emulated_meet(unsigned int id, unsigned int n)
 {
-    stop_at(&now.cluster, 0, NULL);
-}
-
-void *emulated_cluster_at(const void *shared, unsigned int rank)
-{
-    if (rank >= emulated_cluster)
-        emulated_fail("block %u of a cluster of %u", rank, emulated_cluster);
-    return shared_of(rank) + ((const unsigned char *)shared - emulated_self->shared);
+    struct barrier *b = &now.named[emulated_self->rank][id % NAMED_MAX];
+    if (id == 0 || id >= NAMED_MAX || n == 0 || n % EMULATED_WARP || n > b->n)
+        emulated_fail("%u threads at barrier %u", n, id);
+    if (b->arrived && b->n_alive != n)
+        emulated_fail("%u threads at barrier %u, where others wait for %u", n, id, b->n_alive);
+    b->n_alive = n;
+    stop_at(b, 0, NULL);
 }
 
 /* After so many turns of nothing but yields for each thread, nobody will ever do anything else. */
@@ -392,17 +393,15 @@ void emulated_waited(void)
 static void end_thread(struct fiber *self)
 {
     struct warp *w = &now.warps[self->number / EMULATED_WARP];
-    struct barrier *own[2] = {&now.blocks[self->thread.rank], &now.cluster};
+    struct barrier *own = &now.blocks[self->thread.rank];
     now.n_yields = 0;
     w->ended++;
     if (w->arrived)
         emulated_fail("a lane has ended, but %u of its warp wait for it in %s", w->arrived,
                       w->what);
-    for (unsigned int i = 0; i < 2; i++) {
-        own[i]->n_alive--;
-        if (own[i]->n_alive && own[i]->arrived == own[i]->n_alive)
-            open_barrier(own[i]);
-    }
+    now.n_alive--;
+    if (--own->n_alive && own->arrived == own->n_alive)
+        open_barrier(own);
 }
 
 /* What every fiber does for ever: one thread of a block, then another of the next block. */
@@ -413,7 +412,7 @@ static void fiber_main(void)
         struct fiber *self = (struct fiber *)emulated_self;
         now.launch->call(now.launch->arguments);
         end_thread(self);
-        if (now.cluster.n_alive)
+        if (now.n_alive)
             suspend(self);
         else
             go(&self->context, &now.host);
@@ -462,13 +461,15 @@ static void set_up_barrier(struct barrier *b, unsigned int first, unsigned int n
     *b = (struct barrier){.first = first, .n = n, .n_alive = n};
 }
 
-/* A block of the cluster: threads 0 .. n - 1 as the launch numbers them. */
+/* One of the blocks: threads 0 .. n - 1 as the launch numbers them. */
 static void set_up_block(unsigned int rank, struct emulated_index block, unsigned int n)
 {
     const struct emulated_index *dim = &now.launch->block;
     unsigned int i, first = rank * n;
     memset(shared_of(rank), 0xff, now.launch->shared_bytes);
     set_up_barrier(&now.blocks[rank], first, n);
+    for (i = 0; i < NAMED_MAX; i++)
+        set_up_barrier(&now.named[rank][i], first, n);
     for (i = 0; i * EMULATED_WARP < n; i++) {
         struct warp *w = &now.warps[first / EMULATED_WARP + i];
         unsigned int left = n - i * EMULATED_WARP;
@@ -492,15 +493,15 @@ static void set_up_block(unsigned int rank, struct emulated_index block, unsigne
     }
 }
 
-/* The cluster whose first block that is. */
-static void run_cluster(struct emulated_index block)
+/* The blocks that run together, the first of them that. */
+static void run_blocks(struct emulated_index block)
 {
     struct fiber *first;
-    unsigned int n = now.n_threads / emulated_cluster, i;
+    unsigned int n = now.n_threads / now.launch->together, i;
     bool backwards = ++now.turn * 2654435761u >> 31;
-    for (i = 0; i < emulated_cluster; i++)
+    for (i = 0; i < now.launch->together; i++)
         set_up_block(i, block, n);
-    set_up_barrier(&now.cluster, 0, now.n_threads);
+    now.n_alive = now.n_threads;
     now.n_ready = now.n_yields = 0;
     for (i = 0; i < now.n_threads; i++)
         make_ready(backwards ? now.n_threads - 1 - i : i);
@@ -518,17 +519,16 @@ void emulated_run(const struct emulated_launch *launch)
     unsigned int x, y, z;
     now.launch = launch;
     now.n_waited = 0;
-    now.n_threads = launch->block.x * launch->block.y * launch->block.z * launch->cluster;
+    now.n_threads = launch->block.x * launch->block.y * launch->block.z * launch->together;
     while (now.n_fibers < now.n_threads)
         new_fiber(now.n_fibers);
     emulated_grid_dim = grid;
     emulated_block_dim = launch->block;
-    emulated_cluster = launch->cluster;
     open_shared(launch->shared_bytes);
     for (z = 0; z < grid.z; z++) {
         for (y = 0; y < grid.y; y++) {
-            for (x = 0; x < grid.x; x += launch->cluster)
-                run_cluster((struct emulated_index){x, y, z});
+            for (x = 0; x < grid.x; x += launch->together)
+                run_blocks((struct emulated_index){x, y, z});
         }
     }
     if (!now.n_waited)

@@ -26,7 +26,7 @@ struct emulated_launch {
     const void *arguments;
     size_t arguments_bytes;
     struct emulated_index grid, block;
-    uint32_t cluster; /* blocks, neighbours in x, that run at the same time */
+    uint32_t together; /* blocks, neighbours in x, that run at the same time */
     size_t shared_bytes;
     const char *text, *file; /* "kernel<8>, grid, ..." */
     int line;
@@ -35,12 +35,11 @@ struct emulated_launch {
 /* What the running thread may ask: threadIdx, blockIdx, ... */
 struct emulated_thread {
     struct emulated_index index, block;
-    unsigned int lane, warp, rank; /* rank: of its block in the cluster */
+    unsigned int lane, warp, rank; /* rank: of its block among these */
     unsigned char *shared;
 };
 extern struct emulated_thread *emulated_self;
 extern struct emulated_index emulated_block_dim, emulated_grid_dim;
-extern unsigned int emulated_cluster;
 
 /* Runs every block of a launch to its end. One at a time: the caller holds a lock. */
 void emulated_run(const struct emulated_launch *launch);
@@ -49,10 +48,9 @@ void emulated_run(const struct emulated_launch *launch);
  * 0; *ret_threads how many there are. */
 unsigned int emulated_barrier(int predicate, unsigned int *ret_threads);
 
-/* Every thread of the cluster. */
-void emulated_cluster_barrier(void);
-/* Where what lies at `shared` is in the shared memory of another block of the cluster. */
-void *emulated_cluster_at(const void *shared, unsigned int rank);
+/* n threads of the block, at its barrier `id`. */
+void emulated_meet(unsigned int id, unsigned int n);
+
 /* Lets other threads run; a kernel in which all threads do nothing else hangs. */
 void emulated_yield(void);
 

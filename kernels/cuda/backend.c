@@ -1,7 +1,8 @@
 /* backend.c: the entry point of inferd-backend-cuda.so: its options, the device, what errors mean.
  *
  * Options: "device=N", which of the visible devices (0); and for diagnosis "graphs=0", every launch
- * by itself, and "profile=N", where the time of each N steps went, to the log.
+ * by itself, "chains=N", products chained where sequences have up to N tokens (4096; chain.c), and
+ * "profile=N", where the time of each N steps went, to the log.
  *
  * Errors of the CUDA runtime are of three kinds. Some say that a call was not possible, and the
  * device is as before (-ENOMEM, -EIO). All others may mean that the device's context is gone, so
@@ -151,16 +152,18 @@ static int take_option(struct infer_backend *b, const struct ref_option *option)
         b->device = (int)option->value;
     else if (!strcmp(option->key, "graphs") && option->value <= 1)
         b->graphs = option->value == 1;
+    else if (!strcmp(option->key, "chains") && option->value <= UINT32_MAX)
+        b->chains = (uint32_t)option->value;
     else if (!strcmp(option->key, "profile") && option->value <= 1u << 20)
         b->profile = (uint32_t)option->value;
     else
-        return cuda_fail(-EINVAL, "the options are device=N, graphs=0|1 and profile=N");
+        return cuda_fail(-EINVAL, "the options are device=N, graphs=0|1, chains=N and profile=N");
     return 0;
 }
 
 static int cuda_open(const struct infer_host *host, const char *text, struct infer_backend **ret)
 {
-    struct infer_backend b = {.host = host, .graphs = true};
+    struct infer_backend b = {.host = host, .graphs = true, .chains = CUDA_CHAIN_TOKENS};
     struct ref_option option;
     const char *cursor = text ? text : "";
     int got, r = 0;
@@ -188,8 +191,10 @@ static int cuda_open(const struct infer_host *host, const char *text, struct inf
 
 static void cuda_close(struct infer_backend *backend)
 {
-    if (backend)
-        backend->host->memory_give(backend->host->ctx, backend, sizeof *backend);
+    if (!backend)
+        return;
+    cuda_chain_close(backend);
+    backend->host->memory_give(backend->host->ctx, backend, sizeof *backend);
 }
 
 static const char *cuda_last_error(const struct infer_backend *backend)

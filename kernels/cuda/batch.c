@@ -297,7 +297,8 @@ static uint32_t write_outputs(const struct infer_batch *batch, const struct cuda
 void cuda_batch_write(struct infer_backend_model *m, const struct infer_batch *batch,
                       struct cuda_bucket *ret_bucket, size_t *ret_bytes)
 {
-    struct cuda_bucket bucket = {.rows = cuda_bucket_rows(batch->n_rows)};
+    struct cuda_bucket bucket = {.rows = cuda_bucket_rows(batch->n_rows),
+                                 .chained = cuda_chain_takes(m, batch)};
     struct cuda_numbers numbers;
     uint32_t n_pieces, n_merges;
     /* Rows and sequences stand first: where they are depends on the rows alone. */

@@ -18,6 +18,8 @@
  *   rows.cu         embedding, norms, activation: what is done to a row of x at a time
  *   cache.cu        keys and values into pages, rotation; pages copied, zeroed, shifted
  *   attend.cu       attention over the pages
+ *   chain.c         which products between two attentions run as one kernel, for few rows
+ *   chain.cu        that kernel
  *   pieces.c        attention cut into pieces, a block's work each
  *   sample.cu       logits to tokens
  *   packed.cuh      where a number of x lies in the orders that products want
@@ -208,6 +210,58 @@ enum cuda_way {
 };
 cudaError_t cuda_multiply_by(enum cuda_way way, const struct cuda_product *products, uint32_t n,
                              cudaStream_t stream);
+
+/* ---- products between two attentions: chain.cu ------------------------------------------------
+ */
+
+/* Rows of a step up to which they are one kernel, where x of so many fits. */
+#define CUDA_CHAIN_ROWS 4u
+/* Tokens of a sequence up to which it pays (chain.cu). */
+#define CUDA_CHAIN_TOKENS 4096u
+
+/* In their order; the first three are lines too. */
+enum cuda_part { CUDA_PART_O, CUDA_PART_GATED, CUDA_PART_DOWN, CUDA_PART_QKV };
+enum { CUDA_LINE_Q = CUDA_PART_QKV, CUDA_LINE_K, CUDA_LINE_V, CUDA_LINES };
+
+/* A matrix, of CUDA_PART_GATED two: there a pair of tiles is one of each, else two neighbours. */
+struct cuda_line {
+    const uint8_t *w[2]; /* pieces: where a pair's first and second tile come from */
+    const float *bias;   /* NULL: none */
+    float *to;           /* q, k, v: where results go, row by row */
+    size_t stride;
+    uint32_t format, rows, units, pairs;
+};
+
+/* Parts first .. last of a layer and, as CUDA_PART_QKV, of the next. Pointers are to device memory.
+ */
+struct cuda_chain {
+    struct cuda_line lines[CUDA_LINES];
+    uint32_t first, last;           /* enum cuda_part */
+    uint32_t n_rows;                /* at most CUDA_CHAIN_ROWS */
+    uint32_t n_embd, n_ffn, o_cols; /* o_cols: n_heads * head_dim_v */
+    float *x;                       /* [n_rows][x_stride] */
+    uint32_t x_stride;
+    struct cuda_packed o;         /* in the order for few rows */
+    const float *ffn_norm, *norm; /* of CUDA_PART_GATED, of CUDA_PART_QKV */
+    float eps;
+    uint32_t activation;
+    /* Two exchanges; which of them is used, and which made clean: all ones, as the one that is used
+     * must be before. */
+    void *exchange;
+    uint32_t own, before;
+    uint32_t slot_bytes, n_slots, shared_bytes; /* cuda_chain_fit() */
+    uint32_t n_blocks;
+};
+
+/* Whether shapes and formats are such that it can be run with so much shared memory a block; how
+ * that is divided. Without a device. */
+bool cuda_chain_fit(struct cuda_chain *chain, uint32_t shared_bytes);
+/* As many blocks as the current device runs at once, one a processor; 0: it does not. */
+uint32_t cuda_chain_blocks(void);
+size_t cuda_chain_exchange_bytes(const struct cuda_chain *chain); /* of one */
+/* Nothing that waits may run on the device at the same time. */
+cudaError_t cuda_chain_run(const struct cuda_chain *chain, uint32_t shared_bytes,
+                           cudaStream_t stream);
 
 /* ---- a step's numbers on the device: batch.c ------------------------------------------------- */
 

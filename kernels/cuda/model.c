@@ -132,6 +132,7 @@ static void measure(struct infer_backend_model *m)
                   &m->max_pieces, &m->max_merges, &m->max_partials);
     m->max_pieces = cuda_bucket_pieces(m->max_pieces);
     m->max_merges = cuda_bucket_merges(m->max_merges);
+    cuda_chain_measure(m);
     m->numbers_bytes = cuda_numbers_max(m);
 }
 
@@ -164,6 +165,7 @@ static void place_scratch(struct infer_backend_model *m, struct places *p)
     c->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *c->drawn);
     c->numbers = place(p, 1, m->numbers_bytes);
     c->stages = place(p, CUDA_STAGES, m->stage_bytes);
+    c->exchange = place(p, 1, cuda_chain_bytes(m));
 }
 
 static void place_pinned(struct infer_backend_model *m, struct places *p)
@@ -191,11 +193,13 @@ static void place_tables(struct infer_backend_model **ret, const struct infer_pl
     struct cuda_tensor *tensors = place(p, plan->n_tensors, sizeof *tensors);
     struct cuda_op *ops = place(p, plan->n_ops, sizeof *ops);
     struct cuda_graph *graphs = place(p, CUDA_GRAPHS, sizeof *graphs);
+    struct cuda_chain *chains = place(p, cuda_chains_most(plan), sizeof *chains);
     if (!p->base)
         return;
     m->tensors = tensors;
     m->ops = ops;
     m->graphs = graphs;
+    m->chains = chains;
     *ret = m;
 }
 
@@ -365,6 +369,8 @@ static int build(struct infer_backend_model *m)
                                        cudaMemcpyHostToDevice, m->loading),
                        "angles");
     if (r >= 0)
+        r = cuda_check(b, cuda_chain_ready(m), "chains");
+    if (r >= 0)
         r = cuda_profile_new(m);
     /* The pages may be used (page_write) before the model is ready. */
     if (r >= 0)
@@ -384,7 +390,9 @@ int cuda_model_open(struct infer_backend *b, const struct infer_plan *plan,
     r = prepare(b, plan, state, &m, &sizes);
     if (r < 0)
         return r;
-    r = take(b, &m->pinned, sizes.pinned, "staging");
+    r = cuda_check(b, cuda_chain_model(b), "an event");
+    if (r >= 0)
+        r = take(b, &m->pinned, sizes.pinned, "staging");
     if (r >= 0) {
         pin(b, &m->pinned);
         r = take_device(m, &sizes);
@@ -431,6 +439,7 @@ void cuda_model_close(struct infer_backend_model *m)
         cudaStreamSynchronize(m->copying);
     if (m->loading)
         cudaStreamSynchronize(m->loading);
+    cuda_chain_model_gone(b);
     cuda_rows_unpin(m);
     cuda_graphs_free(m);
     cuda_profile_free(m);

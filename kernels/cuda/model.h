@@ -8,6 +8,7 @@
  *   run.c       steps submitted and collected
  *   step.c      the plan's operations as launches
  *   stream.c    the residual stream of a part of a model, from and to the host
+ *   chain.c     products between two attentions as one kernel
  *   graph.c     steps captured and replayed
  *   profile.c   where a step's time goes
  *   pages.c     pages outside of a step */
@@ -37,11 +38,14 @@ struct infer_backend {
     const struct infer_host *host;
     int device;
     bool graphs;                         /* option graphs: steps are captured and replayed */
+    uint32_t chains;                     /* option chains: tokens; 0: none are */
     uint32_t profile;                    /* option profile: steps of one report; 0: none */
     uint32_t n_processors, shared_bytes; /* shared_bytes: of a block, at most */
     char name[64];                       /* for describe() */
     uint64_t memory;                     /* of the device */
     _Atomic bool begun;                  /* a model was opened: the context is there */
+    _Atomic uint32_t n_models;           /* that are open */
+    _Atomic(cudaEvent_t) step_done;      /* the last step of any model */
     _Atomic bool lost; /* an error after which this process can use the device no more */
 };
 
@@ -67,6 +71,7 @@ struct cuda_op {
  * captured step, and what the places of its numbers follow from. */
 struct cuda_bucket {
     uint32_t rows, pieces, merges, outputs;
+    bool chained; /* products between two attentions are one kernel: chain.c */
 };
 
 /* A step's numbers: arrays one behind another in one block, the same on host and device, `words`
@@ -130,6 +135,7 @@ struct cuda_scratch {
     struct cuda_drawn *drawn;
     uint8_t *numbers;
     uint8_t *stages;
+    void *exchange; /* chain.c */
 };
 
 struct infer_backend_model {
@@ -143,7 +149,9 @@ struct infer_backend_model {
     struct cuda_op *ops;
     float *inv_freq; /* device memory */
     struct cuda_cache cache;
-    bool splits_gated; /* some gate and up differ in format */
+    struct cuda_chain *chains;     /* [cuda_chains_most()] host memory */
+    uint32_t n_chains, chain_rows; /* 0: every operation is a kernel of its own */
+    bool splits_gated;             /* some gate and up differ in format */
     bool ready;
 
     uint32_t max_rows;  /* state.max_rows as the largest bucket has it */
@@ -274,6 +282,31 @@ cudaError_t cuda_stream_down(struct infer_backend_model *m, uint32_t n_rows);
 /* What has come down, once the stream has been waited for. */
 void cuda_stream_read(const struct infer_backend_model *m, struct infer_batch *batch);
 
+/* ---- chain.c --------------------------------------------------------------------------------- */
+
+/* A model comes, and goes; the first makes the backend's event. */
+cudaError_t cuda_chain_model(struct infer_backend *b);
+void cuda_chain_model_gone(struct infer_backend *b);
+void cuda_chain_close(struct infer_backend *b);
+/* Chains that a plan has at most. */
+uint32_t cuda_chains_most(const struct infer_plan *plan);
+/* n_chains and chain_rows. */
+void cuda_chain_measure(struct infer_backend_model *m);
+/* Whether a step's products are chained. */
+bool cuda_chain_takes(const struct infer_backend_model *m, const struct infer_batch *batch);
+/* Bytes of m->scratch.exchange. */
+size_t cuda_chain_bytes(const struct infer_backend_model *m);
+/* Once the matrices have their addresses. */
+cudaError_t cuda_chain_ready(struct infer_backend_model *m);
+/* After a step that was not launched to its end. */
+cudaError_t cuda_chain_clean(struct infer_backend_model *m);
+/* Chain i of a step. */
+cudaError_t cuda_chain_launch(struct infer_backend_model *m, const struct cuda_bucket *bucket,
+                              uint32_t i);
+/* Around a step's launches. */
+cudaError_t cuda_chain_after(struct infer_backend_model *m);
+cudaError_t cuda_chain_done(struct infer_backend_model *m);
+
 /* ---- graph.c --------------------------------------------------------------------------------- */
 
 /* Replays the step of that bucket, which is captured when it comes for the first time. */
@@ -293,6 +326,7 @@ enum cuda_phase {
     CUDA_PHASE_PROJECT_O,
     CUDA_PHASE_GATED,
     CUDA_PHASE_PROJECT_T,
+    CUDA_PHASE_CHAIN,
     CUDA_PHASE_HEAD,
     CUDA_PHASE_SAMPLE,
     CUDA_PHASES

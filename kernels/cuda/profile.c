@@ -14,7 +14,8 @@ static const char *const names[CUDA_PHASES] = {
     [CUDA_PHASE_QKV] = "q, k, v",       [CUDA_PHASE_TURN] = "turn and cache",
     [CUDA_PHASE_ATTEND] = "attend",     [CUDA_PHASE_PROJECT_O] = "project o",
     [CUDA_PHASE_GATED] = "gate and up", [CUDA_PHASE_PROJECT_T] = "project t",
-    [CUDA_PHASE_HEAD] = "head",         [CUDA_PHASE_SAMPLE] = "sample",
+    [CUDA_PHASE_CHAIN] = "chains",      [CUDA_PHASE_HEAD] = "head",
+    [CUDA_PHASE_SAMPLE] = "sample",
 };
 
 struct cuda_profile {

@@ -37,7 +37,13 @@ static cudaError_t launch(struct infer_backend_model *m, struct cuda_run *run,
     if (error == cudaSuccess)
         error = cuda_stream_up(m, &run->bucket, batch);
     if (error == cudaSuccess)
+        error = cuda_chain_after(m);
+    if (error == cudaSuccess)
         error = cuda_step_start(m, &run->bucket, batch);
+    if (error == cudaSuccess)
+        error = cuda_chain_done(m);
+    else
+        cuda_chain_clean(m);
     if (error == cudaSuccess)
         error = cuda_stream_down(m, batch->n_rows);
     if (error == cudaSuccess && batch->n_outputs)

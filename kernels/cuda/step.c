@@ -60,7 +60,6 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
 {
     struct infer_backend_model *m = s->m;
     const struct cuda_scratch *c = &m->scratch;
-    const struct infer_rope *rope = &m->plan->rope;
     float *const to[3] = {c->q, c->k, c->v};
     const size_t stride[3] = {m->q_stride, m->k_stride, m->v_stride};
     struct cuda_product products[3];
@@ -78,6 +77,15 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
     if (error == cudaSuccess)
         error = cuda_multiply(products, 3, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_QKV);
+    return error;
+}
+
+/* What QKV does after its products. */
+static cudaError_t turn(const struct at_step *s, const struct cuda_op *op)
+{
+    struct infer_backend_model *m = s->m;
+    const struct cuda_scratch *c = &m->scratch;
+    const struct infer_rope *rope = &m->plan->rope;
     const struct cuda_turn turn = {.q = c->q,
                                    .k = c->k,
                                    .v = c->v,
@@ -94,8 +102,7 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
                                    .scale = op->attend_scale,
                                    .queries = c->queries,
                                    .layer = op->op->layer};
-    if (error == cudaSuccess)
-        error = cuda_turn_and_cache(&m->cache, &turn, &s->step, m->stream);
+    cudaError_t error = cuda_turn_and_cache(&m->cache, &turn, &s->step, m->stream);
     cuda_profile_mark(m, CUDA_PHASE_TURN);
     return error;
 }
@@ -244,8 +251,10 @@ static cudaError_t launch_op(const struct at_step *s, const struct cuda_op *op)
     switch (op->op->kind) {
     case INFER_OP_EMBED:
         return embed(s, op);
-    case INFER_OP_QKV:
-        return qkv(s, op);
+    case INFER_OP_QKV: {
+        cudaError_t error = qkv(s, op);
+        return error == cudaSuccess ? turn(s, op) : error;
+    }
     case INFER_OP_ATTEND:
         return attend(s, op);
     case INFER_OP_PROJECT:
@@ -256,6 +265,32 @@ static cudaError_t launch_op(const struct at_step *s, const struct cuda_op *op)
         return head(s, op);
     default: /* ALL_REDUCE: this plan is its only part */
         return cudaSuccess;
+    }
+}
+
+static cudaError_t chain(const struct at_step *s, uint32_t i)
+{
+    cudaError_t error = cuda_chain_launch(s->m, s->bucket, i);
+    cuda_profile_mark(s->m, CUDA_PHASE_CHAIN);
+    return error;
+}
+
+/* A chain of products before each layer's attention, and one after the last's. */
+static cudaError_t launch_chained(const struct at_step *s, const struct cuda_op *op, uint32_t *n)
+{
+    cudaError_t error = cudaSuccess;
+    switch (op->op->kind) {
+    case INFER_OP_QKV:
+        error = chain(s, (*n)++);
+        return error == cudaSuccess ? turn(s, op) : error;
+    case INFER_OP_PROJECT:
+        if (*n + 1 == s->m->n_chains && op->op->as.project.from == INFER_VALUE_T)
+            error = chain(s, (*n)++);
+        return error;
+    case INFER_OP_FFN_GATED:
+        return error;
+    default:
+        return launch_op(s, op);
     }
 }
 
@@ -274,8 +309,10 @@ cudaError_t cuda_step_launch(struct infer_backend_model *m, const struct cuda_bu
                                 .n_rows = bucket->rows,
                                 .n_pieces = bucket->pieces};
     cudaError_t error = cudaSuccess;
+    uint32_t n_chains = 0;
     for (uint32_t i = 0; i < m->plan->n_ops && error == cudaSuccess; i++)
-        error = launch_op(&s, &m->ops[i]);
+        error =
+            bucket->chained ? launch_chained(&s, &m->ops[i], &n_chains) : launch_op(&s, &m->ops[i]);
     return error;
 }
 

@@ -221,7 +221,8 @@ static void a_hung_step_trips_the_watchdog(void **state)
     assert_int_equal(bind(manager, (struct sockaddr *)&at, sizeof at), 0);
     setenv("NOTIFY_SOCKET", at.sun_path, 1);
     setenv("WATCHDOG_USEC", text, 1);
-    start_on("auto", "hang=1450", "30s", ONE);
+    /* In the first steps: the test of the device and loading are some 1,330 launches. */
+    start_on("auto", "hang=1360", "30s", ONE);
     unsetenv("NOTIFY_SOCKET");
     unsetenv("WATCHDOG_USEC");
     struct infer_conn *c = open_conn();

@@ -11,8 +11,9 @@
  * of a part of a model x does so, too (stream.c).
  *
  * A bar is a kernel's end: eight or nine dependent kernels a layer. Each may start while the one
- * before it drains (device.cuh), so that its weights are on their way when x is ready. Steps of up
- * to CUDA_GRAPH_ROWS rows are captured (graph.c); larger ones keep the device busy for longer than
+ * before it drains (device.cuh), so that its weights are on their way when x is ready. In steps of
+ * few rows all products between two attentions are one kernel (chain.c). Steps of up to
+ * CUDA_GRAPH_ROWS rows are captured (graph.c); larger ones keep the device busy for longer than
  * their launches take.
  *
  * Nothing is allocated here. One thread at a time per model. */

@@ -26,16 +26,11 @@ static struct cuda_line line_of(const struct infer_backend_model *m, uint32_t w,
     const uint32_t rows = (uint32_t)t->n_rows, cols = (uint32_t)t->ne[0];
     const uint8_t *pieces = m->tensors[w].matrix.pieces;
     return (struct cuda_line){.w = {pieces, pieces},
-                              .bias = bias == INFER_TENSOR_NONE ? NULL : m->tensors[bias].vector,
+                              .bias = cuda_plan_vector(m, bias),
                               .format = cuda_format_of(t->type),
                               .rows = rows,
                               .units = (cols + CUDA_UNIT - 1) / CUDA_UNIT,
                               .pairs = (rows + pair_rows - 1) / pair_rows};
-}
-
-static const float *vector_of(const struct infer_backend_model *m, uint32_t tensor)
-{
-    return tensor == INFER_TENSOR_NONE ? NULL : m->tensors[tensor].vector;
 }
 
 /* What a layer adds to the chain before its attention, and to the one behind it. */
@@ -51,7 +46,7 @@ static bool add_layer(const struct infer_backend_model *m, const struct infer_op
         down->as.project.from != INFER_VALUE_T)
         return false;
     before->last = CUDA_PART_QKV;
-    before->norm = vector_of(m, qkv->norm);
+    before->norm = cuda_plan_vector(m, qkv->norm);
     before->lines[CUDA_LINE_Q] = line_of(m, qkv->as.qkv.wq, qkv->as.qkv.bq, two);
     before->lines[CUDA_LINE_K] = line_of(m, qkv->as.qkv.wk, qkv->as.qkv.bk, two);
     before->lines[CUDA_LINE_V] = line_of(m, qkv->as.qkv.wv, qkv->as.qkv.bv, two);
@@ -63,7 +58,7 @@ static bool add_layer(const struct infer_backend_model *m, const struct infer_op
     before->lines[CUDA_LINE_V].stride = m->v_stride;
     behind->first = CUDA_PART_O;
     behind->last = CUDA_PART_DOWN;
-    behind->ffn_norm = vector_of(m, ffn->norm);
+    behind->ffn_norm = cuda_plan_vector(m, ffn->norm);
     behind->activation = ffn->as.ffn.activation;
     behind->lines[CUDA_PART_O] = line_of(m, o->as.project.w, o->as.project.b, two);
     behind->lines[CUDA_PART_DOWN] = line_of(m, down->as.project.w, down->as.project.b, two);

@@ -257,7 +257,7 @@ static __device__ __forceinline__ void copy_weights(const cuda_chain &w, const b
 
 /* ---- x for a product ------------------------------------------------------------------------- */
 
-/* Rows of x, normed, to shared memory, by all workers; `there`: every number is, or will be. */
+/* Rows of x, normed, to shared memory, by all workers; `there`: no number is to be waited for. */
 static __device__ __forceinline__ void take_normed(const cuda_chain &w, const block_memory &m,
                                                    const float *x, size_t stride, bool there,
                                                    const float *norm)
@@ -312,7 +312,7 @@ static __device__ __forceinline__ void take_normed(const cuda_chain &w, const bl
     cuda_meet(MEET_WORKERS, WORKERS);
 }
 
-/* Rows that come in half-precision. */
+/* Rows that come in half-precision, likewise. */
 static __device__ __forceinline__ void take_packed(const cuda_chain &w, const block_memory &m,
                                                    const cuda_packed &x, bool there)
 {

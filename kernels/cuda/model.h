@@ -205,6 +205,8 @@ int cuda_plan_check(const struct infer_plan *plan, const struct infer_state_conf
                     struct cuda_tensor *tensors);
 /* The model's operations, once its tensors have their places. */
 void cuda_plan_resolve(struct infer_backend_model *m);
+/* Of a norm or a bias; NULL where there is none. */
+const float *cuda_plan_vector(const struct infer_backend_model *m, uint32_t index);
 
 /* ---- model.c --------------------------------------------------------------------------------- */
 

@@ -120,7 +120,7 @@ static const struct cuda_matrix *matrix_of(const struct infer_backend_model *m, 
     return &m->tensors[index].matrix;
 }
 
-static const float *vector_of(const struct infer_backend_model *m, uint32_t index)
+const float *cuda_plan_vector(const struct infer_backend_model *m, uint32_t index)
 {
     return index == INFER_TENSOR_NONE ? NULL : m->tensors[index].vector;
 }
@@ -142,28 +142,28 @@ static void resolve(const struct infer_backend_model *m, uint32_t index, struct 
         ret->w[0] = matrix_of(m, op->as.embed.table);
         break;
     case INFER_OP_QKV:
-        ret->norm = vector_of(m, op->norm);
+        ret->norm = cuda_plan_vector(m, op->norm);
         ret->w[0] = matrix_of(m, op->as.qkv.wq);
         ret->w[1] = matrix_of(m, op->as.qkv.wk);
         ret->w[2] = matrix_of(m, op->as.qkv.wv);
-        ret->bias[0] = vector_of(m, op->as.qkv.bq);
-        ret->bias[1] = vector_of(m, op->as.qkv.bk);
-        ret->bias[2] = vector_of(m, op->as.qkv.bv);
-        ret->q_norm = vector_of(m, op->as.qkv.q_norm);
-        ret->k_norm = vector_of(m, op->as.qkv.k_norm);
+        ret->bias[0] = cuda_plan_vector(m, op->as.qkv.bq);
+        ret->bias[1] = cuda_plan_vector(m, op->as.qkv.bk);
+        ret->bias[2] = cuda_plan_vector(m, op->as.qkv.bv);
+        ret->q_norm = cuda_plan_vector(m, op->as.qkv.q_norm);
+        ret->k_norm = cuda_plan_vector(m, op->as.qkv.k_norm);
         ret->attend_scale = scale_after(m->plan, index);
         break;
     case INFER_OP_PROJECT:
         ret->w[0] = matrix_of(m, op->as.project.w);
-        ret->bias[0] = vector_of(m, op->as.project.b);
+        ret->bias[0] = cuda_plan_vector(m, op->as.project.b);
         break;
     case INFER_OP_FFN_GATED:
-        ret->norm = vector_of(m, op->norm);
+        ret->norm = cuda_plan_vector(m, op->norm);
         ret->w[0] = matrix_of(m, op->as.ffn.gate);
         ret->w[1] = matrix_of(m, op->as.ffn.up);
         break;
     case INFER_OP_HEAD:
-        ret->norm = vector_of(m, op->norm);
+        ret->norm = cuda_plan_vector(m, op->norm);
         ret->w[0] = matrix_of(m, op->as.head.w);
         break;
     default:

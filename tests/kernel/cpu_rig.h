@@ -502,6 +502,16 @@ static inline void make_model(struct model *m, const struct recipe *c)
     make_model_of(m, c, 2);
 }
 
+/* A sequence of 64 rows loses rows 16 .. 31, and goes on for as many. */
+static inline void slide(struct loaded *l, const int32_t *tokens, bool shifts, float *ret)
+{
+    static const uint32_t pages[] = {11, 12, 13, 14}, after[] = {11, 13, 14, 15};
+    run_batch(l, &(struct part){0, 64, tokens, pages, NULL}, 1);
+    for (uint32_t p = 13; p < 15 && shifts; p++)
+        assert_int_equal(l->api->page_shift(l->model, p, -16), 0);
+    run_batch(l, &(struct part){48, 16, tokens + 64, after, ret}, 1);
+}
+
 static inline double relative_error(const float *a, const float *b, size_t n)
 {
     double error = 0, power = 0;
@@ -521,6 +531,13 @@ static inline void shuffled_pages(uint32_t pages[PAGES_MAX])
         pages[j] = pages[i];
         pages[i] = other;
     }
+}
+
+/* What a sampled token of a sequence is drawn with: of its seed and its position alone. */
+static inline double uniform_at(uint64_t of_seed, uint32_t position)
+{
+    uint64_t h = (of_seed * 1000003u + position) * 0x9e3779b97f4a7c15u;
+    return (double)((h ^ h >> 29) >> 11) * 0x1p-53;
 }
 
 static inline void draw_tokens(int32_t *tokens, uint32_t n, uint32_t n_vocab)

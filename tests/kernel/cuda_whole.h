@@ -1,5 +1,5 @@
 /* cuda_whole.h: the CUDA backend as a whole beside the reference, through the backend's own
- * interface: what test_cuda.c and test_pages.c share. Header only.
+ * interface: what test_cuda.c, test_pages.c and test_ahead.c share. Header only.
  *
  * By default inferd-backend-cuda-emulated.so, whose kernels run on the processor
  * (tests/support/cuda), thread by thread and hence slowly: fewer rows and models.

@@ -8,7 +8,7 @@
  *
  * On the CUDA backend, by default emulated (tests/support/cuda); INFERD_TEST_CUDA=1 takes the GPU
  * of this machine. */
-#include "kernel/cpu_rig.h"
+#include "kernel/cuda_whole.h"
 
 #define SEQS       4u
 #define PROMPT_MAX 20u
@@ -36,18 +36,6 @@ struct step {
 
 static struct answer answers[SEQS];
 static struct step steps[2];
-
-static const char *cuda_name(void)
-{
-    const char *cuda = getenv("INFERD_TEST_CUDA");
-    return cuda && strcmp(cuda, "1") == 0 ? "cuda" : "cuda-emulated";
-}
-
-static double uniform_of(const struct answer *a, uint32_t position)
-{
-    uint64_t h = (a->sampling.seed * 1000003u + position) * 0x9e3779b97f4a7c15u;
-    return (double)((h ^ h >> 29) >> 11) * 0x1p-53;
-}
 
 static void draw_answer(struct answer *a, uint32_t i, uint32_t n_vocab)
 {
@@ -90,7 +78,7 @@ static void add(struct step *step, uint32_t i, const int32_t *tokens, uint32_t p
                                     .target = -1,
                                     .n_top = i % 3,
                                     .sampling = &a->sampling,
-                                    .uniform = uniform_of(a, position + n)};
+                                    .uniform = uniform_at(a->sampling.seed, position + n)};
 }
 
 static void must(const struct loaded *l, int r)
@@ -175,15 +163,20 @@ static uint32_t run_ahead(struct loaded *l)
     return n;
 }
 
+static void begin(struct loaded *l, struct model *m, const struct recipe *recipe,
+                  const char *options)
+{
+    state_config.n_pages = SPARE + 2;
+    make_model(m, recipe);
+    must_open(l, options);
+    load(l, m);
+}
+
 static void check_recipe(const struct recipe *recipe, const char *options)
 {
     struct loaded l;
     struct model m;
-    state_config.n_pages = SPARE + 2;
-    make_model(&m, recipe);
-    if (open_backend(&l, cuda_name(), options) < 0)
-        fail_msg("%s does not open", cuda_name());
-    load(&l, &m);
+    begin(&l, &m, recipe, options);
     for (uint32_t i = 0; i < SEQS; i++) {
         draw_answer(&answers[i], i, m.shape.n_vocab);
         run_alone(&l, i);
@@ -213,11 +206,7 @@ static void test_refusals(void **state)
     struct loaded l;
     struct model m;
     int32_t token = INFER_TOKEN_DRAWN(0);
-    state_config.n_pages = SPARE + 2;
-    make_model(&m, &recipes[6]);
-    if (open_backend(&l, cuda_name(), "") < 0)
-        fail_msg("%s does not open", cuda_name());
-    load(&l, &m);
+    begin(&l, &m, &recipes[6], "");
     draw_answer(&answers[0], 0, m.shape.n_vocab);
     struct infer_batch *first = &steps[0].batch, *second = &steps[1].batch;
     clear(&steps[1]);
@@ -254,11 +243,7 @@ static void test_empty(void **state)
 {
     struct loaded l;
     struct model m;
-    state_config.n_pages = SPARE + 2;
-    make_model(&m, &recipes[6]);
-    if (open_backend(&l, cuda_name(), "") < 0)
-        fail_msg("%s does not open", cuda_name());
-    load(&l, &m);
+    begin(&l, &m, &recipes[6], "");
     draw_answer(&answers[0], 0, m.shape.n_vocab);
     run_alone(&l, 0);
     clear(&steps[0]);
@@ -280,5 +265,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_refusals), cmocka_unit_test(test_empty)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
+    find_device();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

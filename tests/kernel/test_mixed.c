@@ -38,12 +38,6 @@ struct request {
 static struct request requests[REQUESTS_MAX];
 static uint32_t n_requests, n_compared;
 
-static double uniform_of(const struct request *r, uint32_t position)
-{
-    uint64_t h = (r->sampling.seed * 1000003u + position) * 0x9e3779b97f4a7c15u;
-    return (double)((h ^ h >> 29) >> 11) * 0x1p-53;
-}
-
 static void draw_request(struct request *r, uint32_t i, uint32_t n_vocab)
 {
     memset(r, 0, sizeof *r);
@@ -76,13 +70,14 @@ static void add_rows(struct infer_batch *b, struct infer_batch_seq *seqs, int32_
     if (at + n < known)
         return;
     uint32_t seen = known < PENALTY ? known : PENALTY;
-    b->outputs[b->n_outputs++] = (struct infer_batch_output){.row = b->n_rows - 1,
-                                                             .sample = 1,
-                                                             .target = -1,
-                                                             .sampling = &r->sampling,
-                                                             .n_seen = seen,
-                                                             .seen = tokens + known - seen,
-                                                             .uniform = uniform_of(r, known)};
+    b->outputs[b->n_outputs++] =
+        (struct infer_batch_output){.row = b->n_rows - 1,
+                                    .sample = 1,
+                                    .target = -1,
+                                    .sampling = &r->sampling,
+                                    .n_seen = seen,
+                                    .seen = tokens + known - seen,
+                                    .uniform = uniform_at(r->sampling.seed, known)};
 }
 
 static int32_t rows[ROWS_MAX];

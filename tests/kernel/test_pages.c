@@ -104,16 +104,6 @@ static void test_pages(void **state)
     check_pages(INFER_TYPE_Q4_0);
 }
 
-/* A sequence of 64 rows loses rows 16 .. 31, and goes on for as many. */
-static void slide(struct loaded *l, const int32_t *tokens, bool shifts, float *ret)
-{
-    static const uint32_t pages[] = {11, 12, 13, 14}, after[] = {11, 13, 14, 15};
-    run_batch(l, &(struct part){0, 64, tokens, pages, NULL}, 1);
-    for (uint32_t p = 13; p < 15 && shifts; p++)
-        assert_int_equal(l->api->page_shift(l->model, p, -16), 0);
-    run_batch(l, &(struct part){48, 16, tokens + 64, after, ret}, 1);
-}
-
 /* Beside the reference, which turns and rounds the same numbers: one more rounding of keys that
  * differ by x's halves. Without the shift, far from it. */
 static void check_shift(const struct recipe *recipe, uint32_t type)

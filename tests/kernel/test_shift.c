@@ -147,16 +147,6 @@ static double moved_error(struct loaded *l, const int32_t *tokens, float *want, 
     return relative_error(got, want, n);
 }
 
-/* A sequence of 64 rows loses rows 16 .. 31, and goes on for as many. */
-static void slide(struct loaded *l, const int32_t *tokens, bool shifts, float *ret)
-{
-    static const uint32_t pages[] = {11, 12, 13, 14}, after[] = {11, 13, 14, 15};
-    run_batch(l, &(struct part){0, 64, tokens, pages, NULL}, 1);
-    for (uint32_t p = 13; p < 15 && shifts; p++)
-        assert_int_equal(l->api->page_shift(l->model, p, -16), 0);
-    run_batch(l, &(struct part){48, 16, tokens + 64, after, ret}, 1);
-}
-
 /* Bounds: one more rounding of the keys does to the logits what the first does (test_cpu_cache.c):
  * half numbers far under 2e-3, 8-bit codes 2e-2, 4-bit codes 0.2. Beside the reference, which turns
  * and rounds the same numbers: a code that falls to the other side here and there. */

@@ -61,7 +61,9 @@ struct daemon {
     struct status_page *page;
     struct policy policies[CONFIG_POLICIES_MAX];
     uint64_t engine_turns; /* as the watchdog saw them last */
-    bool stopping;
+    uint64_t began_us;
+    bool ready, stopping;
+    struct report failure; /* of a model without which it does not start */
     struct metrics_loads loads;
 };
 
@@ -200,7 +202,6 @@ static void keep_off_workers(void *ctx)
         log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-rc));
 }
 
-/* A start that loads models may end with it, too. */
 static bool note_lost(struct daemon *d)
 {
     bool any = false;
@@ -282,7 +283,7 @@ static int new_models(struct daemon *d, struct report *report)
     if (models_new(&config, &d->models) < 0)
         return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory for the models' table");
     models_configure(d->models, d->config);
-    return models_preload(d->models, report);
+    return 0;
 }
 
 /* Before anything is loaded, so that a mistyped policy is heard of at once. */
@@ -422,6 +423,25 @@ static void tell_devices(const struct daemon *d)
     }
 }
 
+/* What was to be loaded first is, or has failed. */
+static void on_preloaded(void *ctx, const struct report *report)
+{
+    struct daemon *d = ctx;
+    if (d->stopping)
+        return;
+    if (report->code != 0) {
+        d->failure = *report;
+        loop_stop(d->loop, exit_status(report->code));
+        return;
+    }
+    d->ready = true;
+    tell_devices(d);
+    log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_READY},
+              "ready at %s after %.0f ms", server_place(d->server),
+              (double)(clock_us() - d->began_us) / 1e3);
+    tell_ready(d);
+}
+
 static int start(struct daemon *d, struct report *report)
 {
     int rc = parse_policies(d->config, d->policies, report);
@@ -440,11 +460,12 @@ static int start(struct daemon *d, struct report *report)
         rc = new_models(d, report);
     if (rc < 0)
         return rc; /* one line that says why, and no other */
-    tell_devices(d);
     rc = start_serving(d, report);
     char note[SANDBOX_NOTE_MAX];
     if (rc == 0 && sandbox_enter(devices_have_gpu(&d->devices), note) < 0)
         log_warning("%s", note);
+    if (rc == 0) /* clients are answered meanwhile, what they want waits for its model */
+        models_preload(d->models, on_preloaded, d);
     return rc;
 }
 
@@ -525,6 +546,8 @@ static int reload(void *ctx, struct report *report)
     struct daemon *d = ctx;
     if (d->stopping)
         return report_fail(report, INFER_E_SHUTDOWN, "the daemon is stopping");
+    if (!d->ready)
+        return report_fail(report, INFER_E_BUSY, "the daemon is starting; reload when it is ready");
     notify_reloading(d->notify);
     log_info("reading the configuration again");
     int rc = take_again(d, report);
@@ -581,7 +604,6 @@ static int serve(struct config *config, int argc, char **argv)
 {
     static struct daemon d; /* large: configurations */
     struct report report = {0};
-    uint64_t began = clock_us();
     int status;
 
     d.configs[0] = *config;
@@ -590,16 +612,15 @@ static int serve(struct config *config, int argc, char **argv)
     d.argv = argv;
     mallopt(M_ARENA_MAX, 2); /* few threads allocate; an arena each would only spread the heap */
     d.lost.fd = -1;
+    d.began_us = clock_us();
     if (start(&d, &report) < 0) {
         status = fail(&report);
         if (note_lost(&d) || report.code == INFER_E_BACKEND_LOST)
             status = DISPATCH_EXIT_LOST;
     } else {
-        log_event(LOG_LEVEL_INFO, &(struct log_fields){.message_id = MESSAGE_READY},
-                  "ready at %s after %.0f ms", server_place(d.server),
-                  (double)(clock_us() - began) / 1e3);
-        tell_ready(&d);
         status = loop_run(d.loop);
+        if (d.failure.code != 0)
+            fail(&d.failure);
         if (status == DISPATCH_EXIT_LOST) {
             limit_stop();
             note_lost(&d);

@@ -451,78 +451,6 @@ void models_configure(struct models *m, const struct config *c)
 
 /* ---- start and end --------------------------------------------------------------------------- */
 
-/* On the thread that starts the daemon: it tells at once. */
-static void preload_progress(void *ctx, uint64_t done, uint64_t total)
-{
-    struct entry *e = ctx;
-    atomic_store(&e->total_bytes, total);
-    atomic_store(&e->done_bytes, done);
-    models_changed(e->models);
-}
-
-/* *ret_again: its device has refused it, there are others. */
-static int preload_once(struct models *m, uint32_t index, bool *ret_again, struct report *report)
-{
-    struct entry *e = &m->entries[index];
-    int rc = models_open_and_size(m, e, report);
-    if (rc < 0)
-        return rc;
-    struct models_place place = models_choose(m, index);
-    if (place.how != PLACE_FILL) {
-        *report = models_fit_of(m, &place)->report;
-        return -report->code;
-    }
-    rc = models_fill(m, e, report);
-    *ret_again = rc == -INFER_E_MODEL_TOO_LARGE && models_pass_over(m, e, report);
-    return rc;
-}
-
-static int preload(struct models *m, uint32_t index, struct report *report)
-{
-    struct entry *e = &m->entries[index];
-    uint64_t from = clock_us();
-    bool again;
-    int rc = models_begin_load(m, index);
-    if (rc < 0)
-        return report_fail(report, INFER_E_OUT_OF_MEMORY, "no memory to load %s", e->name);
-    e->load_options.progress = preload_progress;
-    m->current = index;
-    do {
-        again = false;
-        rc = preload_once(m, index, &again, report);
-        if (again) {
-            loader_free(e->load);
-            e->load = NULL;
-            *report = (struct report){0};
-        }
-    } while (again);
-    if (rc == 0)
-        models_loaded(m, index, clock_us() - from);
-    else
-        models_count_load(m, false);
-    models_end_load(m, index);
-    return rc;
-}
-
-int models_preload(struct models *m, struct report *report)
-{
-    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++) {
-        struct entry *e = &m->entries[i];
-        if (e->state != STATE_LISTED || !e->preload)
-            continue;
-        int rc = preload(m, i, report);
-        if (rc < 0 && (e->given || rc == -INFER_E_BACKEND_LOST))
-            return rc; /* one line that says why, and no other */
-        if (rc < 0) {
-            log_error("%s: not loaded: %s", e->name, report->text);
-            e->state = STATE_FAILED;
-            e->report = *report;
-            *report = (struct report){0};
-        }
-    }
-    return 0;
-}
-
 int models_start(struct models *m, struct dispatch *d)
 {
     int rc = models_thread_start(m);
@@ -534,6 +462,21 @@ int models_start(struct models *m, struct dispatch *d)
             models_tell(m, i);
     models_arm(m);
     return 0;
+}
+
+void models_preload(struct models *m, void (*done)(void *ctx, const struct report *report),
+                    void *ctx)
+{
+    m->preloaded = done;
+    m->preloaded_ctx = ctx;
+    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++) {
+        struct entry *e = &m->entries[i];
+        e->preloads = e->preload && e->state == STATE_LISTED;
+    }
+    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
+        if (m->entries[i].preloads)
+            models_enqueue(m, i);
+    models_preload_goes_on(m);
 }
 
 void models_stop(struct models *m)

@@ -89,11 +89,14 @@ struct engine_model *models_engines(struct models *m);
  * leave, and of those that stay keep-alive and pin change at once, the rest when they are loaded
  * next. Those that a manager gave stay. The configuration's strings are copied. */
 void models_configure(struct models *m, const struct config *config);
-/* Loads those marked so, one after the other, before models_start(). Fails with the first one of
- * the command line that cannot be loaded; others are logged and FAILED. */
-int models_preload(struct models *m, struct report *report);
 /* Tells the hub and starts the loading thread. -ENOMEM, -EAGAIN. */
 int models_start(struct models *m, struct dispatch *d);
+/* Begins to load those marked so, one after the other; none makes another leave. After
+ * models_start(), once. done() is called once, perhaps at once: with code 0 when all of them have
+ * been tried, or with the first failure of one that the command line names, which is the caller's
+ * to tell; those of the configuration are logged and FAILED. */
+void models_preload(struct models *m, void (*done)(void *ctx, const struct report *report),
+                    void *ctx);
 /* Cancels what loads and joins the thread; before dispatch_stop(). */
 void models_stop(struct models *m);
 

@@ -47,6 +47,7 @@ struct entry {
     bool must_leave; /* the hub was told so, whatever its requests */
     bool stayed;     /* it had a request when it was asked to leave for others */
     bool queued;     /* to be loaded after others */
+    bool preloads;   /* the daemon is not ready before this load has ended */
     bool closing;    /* its engine is at the loading thread */
     uint64_t order;  /* of the queue */
     struct report report;
@@ -103,6 +104,8 @@ struct models {
      * load. */
     struct models_fit fits[DEVICES_MAX], splits[DEVICES_MAX];
     uint32_t leaving_for; /* of those that make room for it: the one asked, or NONE */
+    void (*preloaded)(void *ctx, const struct report *report); /* NULL: told, or none are */
+    void *preloaded_ctx;
     uint64_t next_order;
     bool stopping;
 
@@ -153,24 +156,18 @@ void models_held(const struct models *m, uint32_t index, uint64_t *ret_idle, uin
 bool models_pass_over(const struct models *m, struct entry *e, const struct report *why);
 
 /* models_load.c */
-/* Sets what the loading thread will read of the entry. -ENOMEM. */
-int models_begin_load(struct models *m, uint32_t index);
-/* Opens the entry's load and sizes it; then fills it in; then takes it away. */
-int models_open_and_size(struct models *m, struct entry *e, struct report *report);
-int models_fill(struct models *m, struct entry *e, struct report *report);
+/* Takes away what a load filled in. */
 void models_empty(struct models *m, uint32_t index);
-void models_end_load(struct models *m, uint32_t index);
 void models_enqueue(struct models *m, uint32_t index);
 /* Begins the next load if none is under way. */
 void models_pump(struct models *m);
 /* Asks the loading thread to close a model that the hub has left. */
 void models_close(struct models *m, uint32_t index);
+/* Tells whoever waits for what is loaded first, if none of it is left. */
+void models_preload_goes_on(struct models *m);
 void models_victim_stayed(struct models *m, uint32_t index);
 int models_thread_start(struct models *m);
 void models_thread_stop(struct models *m);
-void models_count_load(const struct models *m, bool done);
-/* It is loaded: what its entry says from now on. */
-void models_loaded(struct models *m, uint32_t index, uint64_t took_us);
 
 static inline uint32_t models_index(const struct entry *e)
 {

@@ -47,7 +47,7 @@ static void post_progress(void *ctx, uint64_t done, uint64_t total)
     loop_post(e->models->config.loop, on_progress, e);
 }
 
-int models_begin_load(struct models *m, uint32_t index)
+static int begin_load(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     e->opening = strdup(e->n_files > 0 ? e->label : e->path);
@@ -71,7 +71,7 @@ int models_begin_load(struct models *m, uint32_t index)
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 
-int models_open_and_size(struct models *m, struct entry *e, struct report *report)
+static int open_and_size(struct models *m, struct entry *e, struct report *report)
 {
     struct loader_source source = {.path = e->opening, .files = e->files, .n_files = e->n_files};
     int rc = loader_open(e->name, &source, &e->load_options, &e->load, report);
@@ -80,7 +80,7 @@ int models_open_and_size(struct models *m, struct entry *e, struct report *repor
 
 /* As it was sized: the same need, whatever has been taken or given meanwhile. What a split takes of
  * the host's memory is in that ledger by itself. */
-int models_fill(struct models *m, struct entry *e, struct report *report)
+static int fill(struct models *m, struct entry *e, struct report *report)
 {
     uint32_t index = models_index(e);
     struct device *d = &m->config.devices->device[e->device];
@@ -112,13 +112,13 @@ static void work(struct models *m, struct entry *e)
     e->work_report = (struct report){0};
     switch (e->work) {
     case WORK_OPEN:
-        e->work_rc = models_open_and_size(m, e, &e->work_report);
+        e->work_rc = open_and_size(m, e, &e->work_report);
         break;
     case WORK_SIZE:
         e->work_rc = models_size(m, e, &e->work_report);
         break;
     case WORK_FILL:
-        e->work_rc = models_fill(m, e, &e->work_report);
+        e->work_rc = fill(m, e, &e->work_report);
         break;
     case WORK_CLOSE:
         models_empty(m, index);
@@ -189,7 +189,7 @@ void models_thread_stop(struct models *m)
 
 /* ---- a load's end ---------------------------------------------------------------------------- */
 
-void models_end_load(struct models *m, uint32_t index)
+static void end_load(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
     loader_free(e->load);
@@ -203,13 +203,13 @@ void models_end_load(struct models *m, uint32_t index)
             m->entries[i].stayed = false;
 }
 
-void models_count_load(const struct models *m, bool done)
+static void count_load(const struct models *m, bool done)
 {
     if (m->config.loads != NULL)
         atomic_fetch_add(done ? &m->config.loads->n_done : &m->config.loads->n_failed, 1);
 }
 
-void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
+static void loaded(struct models *m, uint32_t index, uint64_t took_us)
 {
     struct entry *e = &m->entries[index];
     const struct engine_model *engine = &m->engines[index];
@@ -222,7 +222,7 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
     atomic_fetch_add(&m->vocabulary_bytes, e->need.vocabulary);
     if (took_us > 10000)
         m->bytes_per_s = e->need.file_bytes * 1000000u / took_us + 1;
-    models_count_load(m, true);
+    count_load(m, true);
     struct log_fields fields = {.message_id = MESSAGE_MODEL_LOADED, .model = e->name};
     log_event(LOG_LEVEL_INFO, &fields,
               "%s: %s, weights %.1f MiB, context %u, state %u pages of %.1f KiB, scratch %.1f MiB, "
@@ -233,23 +233,59 @@ void models_loaded(struct models *m, uint32_t index, uint64_t took_us)
               (double)took_us / 1000.0);
 }
 
+/* ---- before the daemon is ready ----------------------------------------------------------------
+ */
+
+static void end_preload(struct models *m, const struct report *report)
+{
+    void (*done)(void *ctx, const struct report *report) = m->preloaded;
+    m->preloaded = NULL;
+    if (done != NULL)
+        done(m->preloaded_ctx, report);
+}
+
+void models_preload_goes_on(struct models *m)
+{
+    for (uint32_t i = 0; i < INFER_MODELS_MAX; i++)
+        if (m->entries[i].preloads)
+            return;
+    end_preload(m, &(struct report){0});
+}
+
+/* Whether the start ends with its failure: whoever began it tells of it, as of nothing else. */
+static bool ends_start(const struct models *m, const struct entry *e)
+{
+    return e->preloads && e->given && m->preloaded != NULL;
+}
+
+/* ---- a load that fails ------------------------------------------------------------------------
+ */
+
+static void log_failure(const struct entry *e, const struct report *report, bool told)
+{
+    if (report->code == INFER_E_CANCELLED)
+        log_info("%s: loading was cancelled", e->name);
+    else if (!told)
+        log_error("%s: not loaded: %s", e->name, report->text);
+}
+
 static void load_failed(struct models *m, uint32_t index, const struct report *report)
 {
     struct entry *e = &m->entries[index];
     bool cancelled = report->code == INFER_E_CANCELLED;
-    e->report = *report;
-    models_end_load(m, index);
+    const struct report failure = *report; /* it may be the entry's */
+    const bool ends = !cancelled && ends_start(m, e);
+    e->report = failure;
+    e->preloads = false;
+    end_load(m, index);
     if (index == MODELS_DRY) {
         models_finish_watches(m, index, false, report);
         models_forget(m, index);
         return;
     }
     if (!cancelled)
-        models_count_load(m, false);
-    if (!cancelled)
-        log_error("%s: not loaded: %s", e->name, report->text);
-    else
-        log_info("%s: loading was cancelled", e->name);
+        count_load(m, false);
+    log_failure(e, report, ends);
     bool gone = e->fresh || e->gone_after;
     e->state = cancelled ? STATE_LISTED : STATE_FAILED;
     if (cancelled)
@@ -264,13 +300,20 @@ static void load_failed(struct models *m, uint32_t index, const struct report *r
         models_tell(m, index);
     }
     models_changed(m);
+    if (ends)
+        end_preload(m, &failure);
+    else
+        models_preload_goes_on(m);
 }
+
+/* ---- a load that is done ----------------------------------------------------------------------
+ */
 
 static void load_ended(struct models *m, uint32_t index)
 {
     struct entry *e = &m->entries[index];
-    models_loaded(m, index, clock_us() - e->began_us);
-    models_end_load(m, index);
+    loaded(m, index, clock_us() - e->began_us);
+    end_load(m, index);
     models_tell(m, index);
     models_finish_watches(m, index, false, &(struct report){0});
     if (e->gone_after) { /* the configuration changed meanwhile */
@@ -278,6 +321,8 @@ static void load_ended(struct models *m, uint32_t index)
     }
     models_arm(m);
     models_changed(m);
+    e->preloads = false;
+    models_preload_goes_on(m);
 }
 
 static const struct report was_cancelled = {INFER_E_CANCELLED, "loading it was cancelled"};
@@ -359,7 +404,7 @@ void models_pump(struct models *m)
         return;
     }
     next->began_us = clock_us();
-    if (models_begin_load(m, m->current) == 0) {
+    if (begin_load(m, m->current) == 0) {
         start_work(m, next, WORK_OPEN);
         return;
     }
@@ -383,6 +428,8 @@ static void place_load(struct models *m, uint32_t index)
         load_failed(m, index, &models_fit_of(m, &place)->report);
     else if (place.how == PLACE_FILL)
         start_work(m, e, WORK_FILL);
+    else if (place.how == PLACE_EVICT && e->preloads)
+        load_failed(m, index, &models_fit_of(m, &place)->report);
     else if (place.how == PLACE_EVICT)
         evict(m, index, place.victim); /* what was asked for comes before what is idle */
     else

@@ -30,12 +30,19 @@ static inline void write_config(const char *daemon_keys, const char *sections)
     assert_int_equal(fclose(f), 0);
 }
 
+/* With what write_config() wrote; by daemon_start() or daemon_start_only(). */
+static inline void start_configured(void (*starts)(struct daemon *d, const char *const *arguments),
+                                    const char *backend, const char *options)
+{
+    starts(&d, (const char *[]){"--config", config_path, "--backend", backend, "--backend-options",
+                                options, NULL});
+}
+
 static inline void start(const char *backend, const char *options, const char *daemon_keys,
                          const char *sections)
 {
     write_config(daemon_keys, sections);
-    daemon_start(&d, (const char *[]){"--config", config_path, "--backend", backend,
-                                      "--backend-options", options, NULL});
+    start_configured(daemon_start, backend, options);
 }
 
 static inline int make_folder(void **state)
@@ -132,6 +139,14 @@ static inline void wait_state(struct infer_conn *c, const char *name, uint32_t s
             fail_msg("%s is in state %u, not %u", name, state_of(c, name), state);
         usleep(5000);
     }
+}
+
+static inline void assert_log_lacks(const char *text)
+{
+    char *log = daemon_read_log(&d);
+    if (strstr(log, text) != NULL)
+        fail_msg("the log has '%s':\n%s", text, log);
+    free(log);
 }
 
 static inline void assert_log(const char *text)

@@ -552,6 +552,71 @@ static void a_load_is_cancelled_by_hanging_up(void **state)
     infer_close(c);
 }
 
+static void clients_are_answered_while_it_starts(void **state)
+{
+    (void)state;
+    char path[128], section[256];
+    snprintf(path, sizeof path, "%s/large.gguf", folder);
+    write_large(path);
+    snprintf(section, sizeof section, "[model large]\npath = %s\npreload = yes\n[model a]\n@",
+             path);
+    write_config("", section);
+    start_configured(daemon_start_only, "null", PAGES);
+    struct infer_conn *c = open_conn();
+    assert_int_equal(state_of(c, "large"), INFER_MODEL_LOADING);
+    int s = manage_socket();
+    struct infer_manage_request r = request_of(INFER_MANAGE_RELOAD, "", 0);
+    manage_send(s, &r, sizeof r, NULL, 0);
+    assert_int_equal(manage_done(s), INFER_E_BUSY);
+    assert_log_lacks("ready at ");
+    uint32_t ids[] = {submit(c, NULL, 4), submit(c, "a", 4)};
+    for (size_t i = 0; i < 2; i++)
+        assert_int_equal(take(c, ids[i], UINT32_MAX), 0);
+    assert_log("ready at ");
+    close(s);
+    unlink(path);
+    infer_close(c);
+}
+
+/* What the configuration names may fail, what the command line does may not. */
+static void a_start_without_its_model(void **state)
+{
+    (void)state;
+    char path[128], section[256], argument[160];
+    snprintf(path, sizeof path, "%s/absent.gguf", folder);
+    snprintf(section, sizeof section, "[model absent]\npath = %s\npreload = yes\n[model a]\n@",
+             path);
+    start("null", PAGES, "", section);
+    struct infer_conn *c = open_conn();
+    assert_int_equal(state_of(c, "absent"), INFER_MODEL_FAILED);
+    assert_int_equal(ask(c, "a"), 0);
+    infer_close(c);
+    daemon_stop(&d);
+    snprintf(argument, sizeof argument, "absent=%s", path);
+    write_config("", "[model a]\n@");
+    daemon_start_only(&d, (const char *[]){"--config", config_path, "--backend", "null", "--model",
+                                           argument, NULL});
+    assert_int_equal(daemon_wait(&d, 10), 6);
+    assert_log("absent.gguf");
+}
+
+static void it_is_stopped_while_it_starts(void **state)
+{
+    (void)state;
+    char path[128], argument[160];
+    snprintf(path, sizeof path, "%s/large.gguf", folder);
+    write_large(path);
+    snprintf(argument, sizeof argument, "large=%s", path);
+    daemon_start_only(
+        &d, (const char *[]){"--config", "none", "--backend", "null", "--model", argument, NULL});
+    struct infer_conn *c = open_conn();
+    assert_int_equal(state_of(c, "large"), INFER_MODEL_LOADING);
+    daemon_stop(&d);
+    assert_log_lacks("ready at ");
+    unlink(path);
+    infer_close(c);
+}
+
 /* A request whose client or deadline goes while its model loads. */
 static void waiting_for_a_model_ends(void **state)
 {
@@ -704,6 +769,9 @@ int main(void)
         TEST(unloading_waits_for_requests),
         TEST(unloading_by_force_ends_requests),
         TEST(a_load_is_cancelled_by_hanging_up),
+        TEST(clients_are_answered_while_it_starts),
+        TEST(a_start_without_its_model),
+        TEST(it_is_stopped_while_it_starts),
         TEST(waiting_for_a_model_ends),
         TEST(the_daemon_stops_while_a_model_loads),
         TEST(a_reload_drops_no_stream),

@@ -45,7 +45,8 @@ static void start_on(const char *backend, const char *device, const char *wait,
         keys, sizeof keys,
         "ctx = 2048\nparallel = 1\ndevice-layers = 1\nstate-directory = %s\ndevice-wait = %s\n",
         state_path, wait);
-    start(backend, "", keys, sections);
+    write_config(keys, sections);
+    start_configured(daemon_start_only, backend, "");
     unsetenv(EMULATED);
 }
 

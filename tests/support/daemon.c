@@ -95,7 +95,35 @@ static bool accepts(const struct daemon *d)
     return ok;
 }
 
+/* How often a daemon has said there that it is ready. */
+static unsigned times_ready(const struct daemon *d)
+{
+    unsigned n = 0;
+    if (access(d->log, R_OK) < 0)
+        return 0;
+    char *text = daemon_read_log(d);
+    for (const char *at = text; (at = strstr(at, "ready at ")) != NULL; at++)
+        n++;
+    free(text);
+    return n;
+}
+
 void daemon_start(struct daemon *d, const char *const *arguments)
+{
+    const unsigned before = d->folder[0] ? times_ready(d) : 0;
+    daemon_start_only(d, arguments);
+    uint64_t end = test_clock_us() + 20000000u * (unsigned)program_slowness();
+    while (times_ready(d) == before) {
+        if (!daemon_alive(d) || test_clock_us() > end) {
+            show_log(d);
+            daemon_kill(d);
+            fail_msg("inferd does not get ready");
+        }
+        usleep(2000);
+    }
+}
+
+void daemon_start_only(struct daemon *d, const char *const *arguments)
 {
     const char *argv[ARGUMENTS_MAX];
     char path[PATH_MAX];

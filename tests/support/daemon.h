@@ -18,10 +18,12 @@ struct daemon {
     char log[96];
 };
 
-/* Starts inferd with these arguments (NULL-terminated; --socket is added) and waits until it
- * accepts connections. The struct may be reused after daemon_stop() or daemon_kill(): socket path
+/* Starts inferd with these arguments (NULL-terminated; --socket is added) and waits until its log
+ * says that it is ready. The struct may be reused after daemon_stop() or daemon_kill(): socket path
  * and folder stay the same then. */
 void daemon_start(struct daemon *d, const char *const *arguments);
+/* Waits no longer than until it accepts connections. */
+void daemon_start_only(struct daemon *d, const char *const *arguments);
 /* The embedded model, named "unix", on the null backend (options may be NULL) or another. */
 void daemon_start_backend(struct daemon *d, const char *backend, const char *options);
 

@@ -75,7 +75,8 @@ matches() {
 
 # daemon_start [ARGUMENT...]: --model and --socket are given unless they are among the arguments.
 daemon_start() {
-    local arguments=("$@") i
+    local arguments=("$@") i before
+    before=$(grep -c "ready at " "$folder/log" 2>/dev/null)
     INFERD_SOCKET=$folder/inferd.sock
     export INFERD_SOCKET
     [[ " $* " == *" --model "* ]] || arguments+=(--model "unix=$model")
@@ -83,7 +84,7 @@ daemon_start() {
     "$inferd" "${arguments[@]}" >>"$folder/log" 2>&1 </dev/null &
     daemon_pid=$!
     for ((i = 0; i < 1000 * slowness; i++)); do
-        if [ -S "$INFERD_SOCKET" ] && "$inferctl" status >/dev/null 2>&1; then
+        if [ "$(grep -c "ready at " "$folder/log")" -gt "${before:-0}" ]; then
             return 0
         fi
         if ! kill -0 "$daemon_pid" 2>/dev/null; then

@@ -519,6 +519,7 @@ int dispatch_new(const struct dispatch_config *config, struct dispatch **ret)
     d->metrics.n_starts = config->n_starts;
     queue_init(&d->inbox);
     queue_init(&d->prepare);
+    atomic_init(&d->stepping, DISPATCH_NO_MODEL);
     d->by_slot = calloc(INFER_SEQUENCES_MAX, sizeof *d->by_slot);
     d->plan = calloc(INFER_STEP_SEQS_MAX, sizeof *d->plan);
     d->work = calloc(INFER_STEP_SEQS_MAX, sizeof *d->work);
@@ -597,6 +598,11 @@ bool dispatch_moves(const struct dispatch *d, uint64_t *seen)
     bool moved = turns != *seen;
     *seen = turns;
     return moved || atomic_load_explicit(&d->asleep, memory_order_relaxed);
+}
+
+uint32_t dispatch_stepping(const struct dispatch *d)
+{
+    return atomic_load_explicit(&d->stepping, memory_order_relaxed);
 }
 
 void dispatch_stop(struct dispatch *d)

@@ -162,5 +162,8 @@ struct dispatch_counts dispatch_take_counts(struct dispatch *d);
 /* Any thread. Has the engine thread taken a turn since *seen, or does it sleep because there is
  * nothing to do? *seen is brought up to date. */
 bool dispatch_moves(const struct dispatch *d, uint64_t *seen);
+/* Any thread. The model whose step is under way, or DISPATCH_NO_MODEL. */
+#define DISPATCH_NO_MODEL UINT32_MAX
+uint32_t dispatch_stepping(const struct dispatch *d);
 
 #endif

@@ -152,6 +152,7 @@ struct dispatch {
     atomic_uint wake; /* futex: counts reasons to wake up */
     atomic_bool asleep;
     atomic_uint_fast64_t turns;  /* of the engine thread: that it moves */
+    atomic_uint stepping;        /* the model that it waits for, or DISPATCH_NO_MODEL */
     atomic_uint_fast64_t counts; /* running in the upper half, waiting in the lower */
     atomic_bool counts_told;     /* on_counts is on its way */
 

@@ -213,6 +213,12 @@ static uint32_t take_ahead(struct dispatch *d)
 
 /* ---- the step -------------------------------------------------------------------------------- */
 
+/* For who watches the engine: whom it waits for. */
+static void set_stepping(struct dispatch *d, uint32_t model)
+{
+    atomic_store_explicit(&d->stepping, model, memory_order_relaxed);
+}
+
 /* late: what the last step gave is not published yet. */
 static int submit(struct dispatch *d, uint32_t model, uint32_t n, bool late)
 {
@@ -221,7 +227,10 @@ static int submit(struct dispatch *d, uint32_t model, uint32_t n, bool late)
         d->work[i] = (struct engine_work){d->by_slot[d->plan[i].slot]->sequence, d->plan[i].n_rows};
     if (late && !engine_model_works_alone(m))
         dispatch_publish(d); /* of another model's step */
-    return engine_submit(m, d->work, n);
+    set_stepping(d, model);
+    int rc = engine_submit(m, d->work, n);
+    set_stepping(d, DISPATCH_NO_MODEL);
+    return rc;
 }
 
 /* The step under way has its end, and all that is done beside it. */
@@ -231,7 +240,9 @@ static void finish(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from
     go_ahead(d, model, n);
     if (late)
         dispatch_publish(d);
+    set_stepping(d, model);
     int rc = engine_collect(m);
+    set_stepping(d, DISPATCH_NO_MODEL);
     d->collected_us = clock_us();
     if (rc < 0) {
         step_failed(d, m, n, rc);

@@ -3,9 +3,10 @@
  * A daemon whose device is lost ends, and the one that follows must know why it was started: the
  * device may need a while before it can be opened again (a driver that resets it, a machine that
  * wakes up), and one that is lost again and again would end every daemon until the service manager
- * starts no more of them. So each loss is a line of the file "lost" in the state directory, the
- * device's name and the time in seconds since 1970. Lines older than LOST_MEMORY_S count no more
- * and leave the file at the next start.
+ * starts no more of them. So each loss is a line of the file "lost" in the state directory, a
+ * step that did not end until the watchdog saw it likewise: the device's name and the time in
+ * seconds since 1970. Lines older than LOST_MEMORY_S count no more and leave the file at the next
+ * start.
  *
  * Threads: the one that starts and ends the daemon. */
 #ifndef INFERD_LOST_H

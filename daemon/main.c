@@ -61,6 +61,7 @@ struct daemon {
     struct status_page *page;
     struct policy policies[CONFIG_POLICIES_MAX];
     uint64_t engine_turns; /* as the watchdog saw them last */
+    bool hangs;            /* they were the same */
     uint64_t began_us;
     bool ready, stopping;
     struct report failure; /* of a model without which it does not start */
@@ -122,10 +123,32 @@ static void tell_ready(struct daemon *d)
     notify_ready(d->notify, text);
 }
 
+static void note_lost(struct daemon *d, const struct device *device)
+{
+    int rc = lost_add(&d->lost, device->name, (int64_t)time(NULL));
+    if (rc < 0)
+        log_warning("%s: the next start will not know that it was lost: %s", device->name,
+                    strerror(-rc));
+}
+
+/* A step that does not end is a loss, too: the manager ends the daemon before it could say so. */
+static void note_hung(struct daemon *d)
+{
+    uint32_t model = dispatch_stepping(d->dispatch);
+    const struct device *device =
+        model != DISPATCH_NO_MODEL ? models_device(d->models, model) : NULL;
+    if (device != NULL && device->memory != 0)
+        note_lost(d, device);
+}
+
 static bool engine_moves(void *ctx)
 {
     struct daemon *d = ctx;
-    return dispatch_moves(d->dispatch, &d->engine_turns);
+    bool moves = dispatch_moves(d->dispatch, &d->engine_turns);
+    if (!moves && !d->hangs)
+        note_hung(d);
+    d->hangs = !moves;
+    return moves;
 }
 
 static void stop_now(void *ctx)
@@ -202,16 +225,13 @@ static void keep_off_workers(void *ctx)
         log_warning("the event thread cannot be kept off the workers' cores: %s", strerror(-rc));
 }
 
-static bool note_lost(struct daemon *d)
+static bool note_all_lost(struct daemon *d)
 {
     bool any = false;
     for (uint32_t i = 0; i < d->devices.n; i++) {
         if (!atomic_load(&d->devices.device[i].is_lost))
             continue;
-        int rc = lost_add(&d->lost, d->devices.device[i].name, (int64_t)time(NULL));
-        if (rc < 0)
-            log_warning("%s: the next start will not know that it was lost: %s",
-                        d->devices.device[i].name, strerror(-rc));
+        note_lost(d, &d->devices.device[i]);
         any = true;
     }
     return any;
@@ -615,7 +635,7 @@ static int serve(struct config *config, int argc, char **argv)
     d.began_us = clock_us();
     if (start(&d, &report) < 0) {
         status = fail(&report);
-        if (note_lost(&d) || report.code == INFER_E_BACKEND_LOST)
+        if (note_all_lost(&d) || report.code == INFER_E_BACKEND_LOST)
             status = DISPATCH_EXIT_LOST;
     } else {
         status = loop_run(d.loop);
@@ -623,7 +643,7 @@ static int serve(struct config *config, int argc, char **argv)
             fail(&d.failure);
         if (status == DISPATCH_EXIT_LOST) {
             limit_stop();
-            note_lost(&d);
+            note_all_lost(&d);
         }
     }
     stop(&d);

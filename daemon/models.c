@@ -631,6 +631,13 @@ bool models_loading(const struct models *m, char *text, size_t bytes, uint64_t *
     return true;
 }
 
+const struct device *models_device(const struct models *m, uint32_t index)
+{
+    const struct entry *e = &m->entries[index];
+    bool loaded = e->state == STATE_READY || e->state == STATE_LEAVING;
+    return loaded ? &m->config.devices->device[e->device] : NULL;
+}
+
 uint32_t models_ready(const struct models *m)
 {
     uint32_t n = 0;

@@ -122,6 +122,8 @@ void models_unwatch(struct models *m, struct models_watch *watch);
 
 /* "loading foo: 43 %", and how much of it is read; false: nothing loads. */
 bool models_loading(const struct models *m, char *text, size_t bytes, uint64_t *ret_done_bytes);
+/* The device of a model that is loaded, of a split the first; NULL: it is not. */
+const struct device *models_device(const struct models *m, uint32_t index);
 /* How many are loaded. */
 uint32_t models_ready(const struct models *m);
 

@@ -237,6 +237,7 @@ static void a_hung_step_trips_the_watchdog(void **state)
         n_fed = count_fed(manager);
     }
     daemon_kill(&d); /* the manager's next step */
+    assert_int_equal(lines_of_lost(), 1);
     infer_close(c);
     close(manager);
     unlink(at.sun_path);

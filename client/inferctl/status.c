@@ -87,6 +87,16 @@ static void print_layers(const struct infer_model *m)
     term_write(stdout, FIELD(m->rest_device));
 }
 
+/* "ready", or "loading 43 %" once something of it is read. */
+static const char *now_text(const struct infer_model *m, char text[16])
+{
+    const uint64_t done = m->done_bytes, total = m->total_bytes;
+    if (m->state != INFER_MODEL_LOADING || done == 0 || total < done)
+        return state_name(m);
+    snprintf(text, 16, "loading %u %%", (unsigned)(100.0 * (double)done / (double)total));
+    return text;
+}
+
 static void print_models(const struct infer_model *models, size_t n)
 {
     int name = 4, architecture = 4, description = 11, device = 6;
@@ -101,16 +111,16 @@ static void print_models(const struct infer_model *models, size_t n)
         description = c > description ? c : description;
         device = d > device ? d : device;
     }
-    printf("%s%-*s  %-7s  %-*s  %-*s  %8s  %8s  %8s  %8s  %8s  %-*s  %s%s\n",
+    printf("%s%-*s  %-12s  %-*s  %-*s  %8s  %8s  %8s  %8s  %8s  %-*s  %s%s\n",
            term_style(stdout, TERM_BOLD), name, "NAME", "NOW", architecture, "ARCH", description,
            "DESCRIPTION", "CONTEXT", "WEIGHTS", "STATE", "SCRATCH", "VOCAB", device, "DEVICE",
            "BACKEND", term_style(stdout, TERM_PLAIN));
     for (size_t i = 0; i < n; i++) {
         const struct infer_model *m = &models[i];
-        char weights[16], state[16], scratch[16], vocabulary[16];
+        char weights[16], state[16], scratch[16], vocabulary[16], now[16];
 
         print_field(FIELD(m->name), name);
-        printf("%-7s  ", state_name(m));
+        printf("%-12s  ", now_text(m, now));
         print_field(FIELD(m->architecture), architecture);
         print_field(FIELD(m->description), description);
         printf("%8u  %8s  %8s  %8s  %8s  ", m->n_context, output_size(m->weights_bytes, weights),

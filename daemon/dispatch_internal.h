@@ -80,12 +80,22 @@ struct message {
 };
 
 /* A model's place. */
+/* One second of a model's steps that did nothing but decode. */
+struct decoding {
+    uint64_t at; /* which second of the clock */
+    uint64_t n_steps, us;
+};
+
+/* Of work, for the speeds that status shows: so many seconds are kept. */
+#define DISPATCH_SECONDS 10
+
 struct model_slot {
     struct dispatch_model is;
     bool live;                      /* config.models[i] is ready for use */
     uint32_t n_uses;                /* jobs with uses_model */
     uint32_t n_waiting;             /* jobs that are held for it */
     _Atomic uint64_t idle_since_us; /* 0: in use, or not live */
+    struct decoding decoding[DISPATCH_SECONDS];
 };
 
 /* A user who is not like the others. */
@@ -102,8 +112,7 @@ struct message_queue {
     atomic_bool any; /* a hint that saves the lock */
 };
 
-/* One second of work, for the speeds that status shows. */
-#define DISPATCH_SECONDS 10
+/* One second of work. */
 struct second {
     uint64_t at; /* which second of the clock */
     uint64_t prompt_tokens, prompt_us, tokens, tokens_us;

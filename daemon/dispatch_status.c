@@ -17,6 +17,8 @@ static void describe_loaded(const struct engine_model *m, struct infer_model *re
     m->api->describe(m->backend, &device);
     ret->device_memory = device.memory;
     ret->device_free = device.memory_free;
+    ret->device_read_per_s = device.read_bytes_per_s;
+    ret->file_bytes = m->plan->file_bytes;
     snprintf(ret->name, sizeof ret->name, "%s", m->name);
     snprintf(ret->architecture, sizeof ret->architecture, "%s", m->plan->architecture);
     snprintf(ret->description, sizeof ret->description, "%s", m->plan->description);
@@ -41,6 +43,22 @@ static void describe_loaded(const struct engine_model *m, struct infer_model *re
     ret->add_bos = tokenizer_add_bos(m->tokenizer);
 }
 
+/* Bytes a second; a model on two devices waits for the slower one. */
+static uint64_t weights_read_per_s(const struct model_slot *slot, const struct engine_model *m)
+{
+    uint64_t now = clock_us() / 1000000u, n_steps = 0, us = 0;
+    for (int i = 0; i < DISPATCH_SECONDS; i++) {
+        const struct decoding *x = &slot->decoding[i];
+        if (x->at + DISPATCH_SECONDS <= now)
+            continue;
+        n_steps += x->n_steps;
+        us += x->us;
+    }
+    if (us == 0 || m->n_first != 0)
+        return 0;
+    return (uint64_t)(1e6 * (double)m->plan->step_bytes * (double)n_steps / (double)us);
+}
+
 static uint32_t shown_state(enum dispatch_model_state state)
 {
     static const uint8_t shown[] = {[DISPATCH_MODEL_LISTED] = INFER_MODEL_LISTED,
@@ -59,8 +77,10 @@ bool dispatch_describe_model(const struct dispatch *d, uint32_t index, struct in
     if (slot->is.state == DISPATCH_MODEL_NONE)
         return false;
     *ret = slot->is.about;
-    if (slot->live)
+    if (slot->live) {
         describe_loaded(&d->config.models[index], ret);
+        ret->weights_read_per_s = weights_read_per_s(slot, &d->config.models[index]);
+    }
     ret->bytes = sizeof *ret;
     ret->index = index;
     ret->state = shown_state(slot->is.state);
@@ -258,6 +278,15 @@ void dispatch_write_page(struct dispatch *d, uint64_t now_us)
     tell_counts(d);
 }
 
+static void count_decoding(struct model_slot *slot, uint64_t second, uint64_t took_us)
+{
+    struct decoding *x = &slot->decoding[second % DISPATCH_SECONDS];
+    if (x->at != second)
+        *x = (struct decoding){.at = second};
+    x->n_steps++;
+    x->us += took_us;
+}
+
 /* A step that mixes prompt rows and decode rows is charged to both by their number. */
 void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
                          uint64_t to_us)
@@ -278,6 +307,8 @@ void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_
     if (x->at != second)
         *x = (struct second){.at = second};
     uint64_t took = to_us - from_us;
+    if (prompt == 0)
+        count_decoding(&d->slots[model], second, took);
     dispatch_measured(d, model, prompt, took * prompt / (prompt + drawn));
     x->prompt_tokens += prompt;
     x->tokens += drawn;

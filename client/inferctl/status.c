@@ -45,13 +45,16 @@ static json_t *life_json(const struct infer_model *m)
 
 static json_t *device_json(const struct infer_model *m)
 {
-    return json_pack(
-        "{s:o, s:I, s:I, s:o, s:I, s:I, s:I, s:I}", "device", output_json_text(FIELD(m->device)),
-        "device_memory_bytes", (json_int_t)m->device_memory, "device_free_bytes",
-        (json_int_t)m->device_free, "rest_device", output_json_text(FIELD(m->rest_device)),
-        "device_layers", (json_int_t)(is_split(m) ? m->device_layers : m->n_layers),
-        "rest_weights_bytes", (json_int_t)m->rest_weights_bytes, "rest_state_bytes",
-        (json_int_t)m->rest_state_bytes, "rest_scratch_bytes", (json_int_t)m->rest_scratch_bytes);
+    return json_pack("{s:o, s:I, s:I, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "device",
+                     output_json_text(FIELD(m->device)), "device_memory_bytes",
+                     (json_int_t)m->device_memory, "device_free_bytes", (json_int_t)m->device_free,
+                     "rest_device", output_json_text(FIELD(m->rest_device)), "device_layers",
+                     (json_int_t)(is_split(m) ? m->device_layers : m->n_layers),
+                     "rest_weights_bytes", (json_int_t)m->rest_weights_bytes, "rest_state_bytes",
+                     (json_int_t)m->rest_state_bytes, "rest_scratch_bytes",
+                     (json_int_t)m->rest_scratch_bytes, "file_bytes", (json_int_t)m->file_bytes,
+                     "device_read_bytes_per_s", (json_int_t)m->device_read_per_s,
+                     "weights_read_bytes_per_s", (json_int_t)m->weights_read_per_s);
 }
 
 static json_t *models_json(const struct infer_model *models, size_t n)
@@ -191,6 +194,40 @@ static void print_purposes(const struct infer_model *models, size_t n,
            output_size(scratch, c));
 }
 
+/* What decoding reached of what the device's memory gives: the weights are read for every step. */
+static void print_speed(const struct infer_model *m)
+{
+    char a[16], b[16];
+
+    if (m->weights_read_per_s == 0 || m->device_read_per_s == 0)
+        return;
+    printf("; read at %s/s, %.0f %% of the %s/s that it gives",
+           output_size(m->weights_read_per_s, a),
+           100.0 * (double)m->weights_read_per_s / (double)m->device_read_per_s,
+           output_size(m->device_read_per_s, b));
+}
+
+/* The models on a device with a memory of its own. */
+static void print_on_device(const struct infer_model *models, size_t n,
+                            const struct infer_model *device)
+{
+    char a[16], b[16], c[16], d[16];
+
+    for (size_t i = 0; i < n; i++) {
+        const struct infer_model *m = &models[i];
+        if (!same_device(m, device))
+            continue;
+        fputs("            ", stdout);
+        term_write(stdout, FIELD(m->name));
+        printf(": weights %s (%s in the file), state %s, scratch %s",
+               output_size(m->weights_bytes - m->rest_weights_bytes, a),
+               output_size(m->file_bytes, b), output_size(m->state_bytes - m->rest_state_bytes, c),
+               output_size(m->scratch_bytes - m->rest_scratch_bytes, d));
+        print_speed(m);
+        putchar('\n');
+    }
+}
+
 /* Each device once, as the models name theirs; of one with a memory of its own what they take. */
 static void print_devices(const struct infer_model *models, size_t n)
 {
@@ -216,6 +253,7 @@ static void print_devices(const struct infer_model *models, size_t n)
                output_size(m->device_free, b));
         print_purposes(models, n, m);
         putchar('\n');
+        print_on_device(models, n, m);
     }
 }
 

@@ -24,9 +24,13 @@ INFER_ABI_ASSERT(older_event, EVENT_BYTES % sizeof(uint64_t) == 0);
 /* And before they could be on two. */
 #define MODEL_4_BYTES offsetof(struct infer_model, rest_device)
 
+/* And before they told how fast their weights are read. */
+#define MODEL_5_BYTES offsetof(struct infer_model, file_bytes)
+
 INFER_ABI_ASSERT(older_model, MODEL_BYTES % sizeof(uint64_t) == 0);
 INFER_ABI_ASSERT(older_model_3, MODEL_3_BYTES % sizeof(uint64_t) == 0);
 INFER_ABI_ASSERT(older_model_4, MODEL_4_BYTES % sizeof(uint64_t) == 0);
+INFER_ABI_ASSERT(older_model_5, MODEL_5_BYTES % sizeof(uint64_t) == 0);
 
 /* What to load, before it could name a device. */
 INFER_ABI_ASSERT(older_load, LOAD_OLDER_BYTES % sizeof(uint64_t) == 0);
@@ -38,10 +42,12 @@ API int infer_next_0(struct infer_conn *conn, uint32_t id, int timeout_ms,
 API int infer_models_0(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 API int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 API int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
+API int infer_models_5(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n);
 
 API void infer_load_default_3(struct infer_load *load);
 
 __asm__(".symver infer_load_default_3, infer_load_default@INFERCLIENT_3");
+__asm__(".symver infer_models_5, infer_models@INFERCLIENT_5");
 __asm__(".symver infer_models_4, infer_models@INFERCLIENT_4");
 __asm__(".symver infer_models_3, infer_models@INFERCLIENT_3");
 __asm__(".symver infer_models_0, infer_models@INFERCLIENT_0");
@@ -102,6 +108,11 @@ int infer_models_3(struct infer_conn *conn, struct infer_model **ret_models, siz
 int infer_models_4(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
 {
     return shorter_models(conn, MODEL_4_BYTES, ret_models, ret_n);
+}
+
+int infer_models_5(struct infer_conn *conn, struct infer_model **ret_models, size_t *ret_n)
+{
+    return shorter_models(conn, MODEL_5_BYTES, ret_models, ret_n);
 }
 
 void infer_load_default_3(struct infer_load *load)

@@ -586,6 +586,21 @@ static int plan_build(struct plan_builder *b)
     return 0;
 }
 
+static uint64_t step_bytes(const struct plan *p)
+{
+    uint32_t table = INFER_TENSOR_NONE;
+    for (uint32_t i = 0; i < p->backend.n_ops; i++) {
+        const struct infer_op *op = &p->backend.ops[i];
+        if (op->kind == INFER_OP_EMBED)
+            table = op->as.embed.table;
+        else if (op->kind == INFER_OP_HEAD && op->as.head.w == table)
+            table = INFER_TENSOR_NONE;
+    }
+    if (table == INFER_TENSOR_NONE)
+        return p->file_bytes;
+    return p->file_bytes - p->tensors[table].row_bytes * p->tensors[table].n_rows;
+}
+
 int plan_new(const struct gguf *g, struct plan **ret, struct report *report)
 {
     struct plan_builder b = {
@@ -599,6 +614,7 @@ int plan_new(const struct gguf *g, struct plan **ret, struct report *report)
         plan_free(b.plan);
         return r;
     }
+    b.plan->step_bytes = step_bytes(b.plan);
     *ret = b.plan;
     return 0;
 }

@@ -21,6 +21,8 @@ struct plan {
     char description[64];        /* "46.2M Q6_K" */
     uint64_t n_parameters;       /* values in the tensors used */
     uint64_t file_bytes;         /* of the tensors used */
+    uint64_t step_bytes;         /* of these, what a step reads whole: not an embedding table that
+                                  * is not the head, too */
     /* private: what the pointers above point to */
     struct infer_tensor *tensors;
     struct infer_op *ops;

@@ -45,7 +45,7 @@
 extern "C" {
 #endif
 
-#define INFER_BACKEND_ABI    3u
+#define INFER_BACKEND_ABI    4u
 #define INFER_BACKEND_SYMBOL "infer_backend_v1"
 
 /* Tensor types: the ids of the ggml type table, as GGUF files carry them. */
@@ -299,6 +299,9 @@ struct infer_device {
     /* Of these, what can be taken now, as far as is known: all of it until the first model_open().
      * 0 when it uses the host's. */
     uint64_t memory_free;
+    /* Bytes a second at which its own memory can be read, measured with the first model_open(); 0:
+     * not known. What one sequence's decoding can be at most follows from it. */
+    uint64_t read_bytes_per_s;
 };
 
 struct infer_backend_api {

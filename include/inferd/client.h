@@ -238,6 +238,13 @@ struct infer_model {
     uint32_t device_layers; /* of n_layers, those on `device` */
     uint32_t reserved_2;
     uint64_t rest_weights_bytes, rest_state_bytes, rest_scratch_bytes; /* of those above */
+    uint64_t file_bytes; /* of its tensors in the file; weights_bytes is more where the backend
+                          * keeps a type in a wider form */
+    /* At which the device's own memory can be read, as measured, in bytes a second, and at which
+     * the steps of the last 10 s that did nothing but decode read the weights: as many bytes as in
+     * the file, all but the embedding table, once a step. 0: not known, or there were none; of a
+     * model on two devices always. */
+    uint64_t device_read_per_s, weights_read_per_s;
 };
 
 enum infer_model_state {

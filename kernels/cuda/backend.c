@@ -209,6 +209,7 @@ static void cuda_describe(const struct infer_backend *backend, struct infer_devi
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "%s", backend->name);
     ret->memory = backend->memory;
+    ret->read_bytes_per_s = atomic_load(&backend->read_bytes_per_s);
     if (atomic_load(&backend->lost))
         return;
     if (!atomic_load(&backend->begun)) {

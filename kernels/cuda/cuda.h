@@ -18,6 +18,7 @@
  *   rows.cu         embedding, norms, activation: what is done to a row of x at a time
  *   cache.cu        keys and values into pages, rotation; pages copied, zeroed, shifted
  *   attend.cu       attention over the pages
+ *   probe.cu        how fast the device's memory can be read
  *   chain.c         which products between two attentions run as one kernel, for few rows
  *   chain.cu        that kernel
  *   pieces.c        attention cut into pieces, a block's work each
@@ -70,6 +71,12 @@ extern "C" {
  * have 99 KiB. */
 #define CUDA_SHARED_8_0 (163u << 10)
 #define CUDA_SHARED_9_0 (227u << 10)
+
+/* ---- the device: probe.cu -------------------------------------------------------------------- */
+
+/* Bytes a second at which the current device's memory can be read; 0: it cannot be measured. Waits
+ * for the device. */
+uint64_t cuda_probe_read(void);
 
 /* ---- weights: format.cu ---------------------------------------------------------------------- */
 

@@ -386,7 +386,8 @@ int cuda_model_open(struct infer_backend *b, const struct infer_plan *plan,
     int r = cuda_enter(b);
     if (r < 0)
         return r;
-    atomic_store(&b->begun, true);
+    if (!atomic_exchange(&b->begun, true))
+        atomic_store(&b->read_bytes_per_s, cuda_probe_read());
     r = prepare(b, plan, state, &m, &sizes);
     if (r < 0)
         return r;

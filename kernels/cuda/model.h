@@ -43,6 +43,7 @@ struct infer_backend {
     uint32_t n_processors, shared_bytes; /* shared_bytes: of a block, at most */
     char name[64];                       /* for describe() */
     uint64_t memory;                     /* of the device */
+    _Atomic uint64_t read_bytes_per_s;   /* of it; 0: not measured, or it could not be */
     _Atomic bool begun;                  /* a model was opened: the context is there */
     _Atomic uint32_t n_models;           /* that are open */
     _Atomic(cudaEvent_t) step_done;      /* the last step of any model */

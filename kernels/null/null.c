@@ -31,6 +31,7 @@
  *                    or for another position: a page too few, too many, stale or not shifted
  *   memory=BYTES     it claims a memory of its own of so many bytes, in which models take what
  *                    their weights, pages and the rest would; only the pages are really there
+ *   reads=BYTES      it claims that this memory can be read so fast, in a second
  *   devices=N        it has so many devices, each with such a memory (1)
  *   device=I         this instance is the one with this number, from 0; -ENODEV from N on
  *
@@ -69,7 +70,7 @@ struct null_options {
     uint64_t fail_step, lose_step, lose_hangs;
     uint64_t eos_after, eos;
     uint64_t refuse, page_bytes, check_rows;
-    uint64_t memory, devices, device;
+    uint64_t memory, reads, devices, device;
 };
 
 struct infer_backend {
@@ -162,6 +163,7 @@ static int option_set(struct null_options *options, const struct ref_option *opt
         {"page_bytes", &options->page_bytes, PAGE_BYTES_MAX},
         {"check_rows", &options->check_rows, 1},
         {"memory", &options->memory, MEMORY_MAX},
+        {"reads", &options->reads, MEMORY_MAX},
         {"devices", &options->devices, DEVICES_MAX},
         {"device", &options->device, DEVICES_MAX},
     };
@@ -223,6 +225,7 @@ static void null_describe(const struct infer_backend *backend, struct infer_devi
     memset(ret, 0, sizeof *ret);
     snprintf(ret->name, sizeof ret->name, "no device, made-up tokens");
     ret->memory = backend->options.memory;
+    ret->read_bytes_per_s = backend->options.reads;
     ret->memory_free = ret->memory > taken ? ret->memory - taken : 0;
 }
 

@@ -24,8 +24,7 @@
 
 #define SEQUENCES_MAX 128u
 
-/* bench_probe.cu, where there is nvcc: bytes per second of reading so many. */
-double bench_probe_read(size_t bytes, int repeats) __attribute__((weak));
+/* bench_probe.cu, where there is nvcc: bytes per second of copying so many. */
 double bench_probe_copy(size_t bytes, int repeats) __attribute__((weak));
 
 struct bench {
@@ -291,7 +290,6 @@ static void take_arguments(struct bench *b, int argc, char **argv)
 
 static void open_backend(struct bench *b, const struct infer_host *host)
 {
-    struct infer_device device;
     void *so = dlopen(b->path, RTLD_NOW | RTLD_LOCAL);
     if (!so)
         fail(dlerror(), 0);
@@ -301,9 +299,14 @@ static void open_backend(struct bench *b, const struct infer_host *host)
         fail("no backend", 0);
     b->api = entry();
     must(b, b->api->open(host, b->options, &b->backend), "open");
+}
+
+/* It has measured with the first model what it can read. */
+static void print_device(struct bench *b)
+{
+    struct infer_device device;
     b->api->describe(b->backend, &device);
-    if (bench_probe_read)
-        b->bandwidth = bench_probe_read((size_t)8 << 30, 10);
+    b->bandwidth = (double)device.read_bytes_per_s;
     printf("# %s, %.1f GB; reads %.2f TB/s\n", device.name, 1e-9 * (double)device.memory,
            1e-12 * b->bandwidth);
 }
@@ -345,6 +348,7 @@ int main(int argc, char **argv)
     if (!b.pages)
         fail("out of memory", 0);
     must(&b, b.api->model_open(b.backend, &b.made.plan, &b.state, &b.model), "model_open");
+    print_device(&b);
     load(&b);
     measure(&b);
     b.api->model_close(b.model);

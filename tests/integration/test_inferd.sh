@@ -68,7 +68,7 @@ matches "two models: the other by name" "$out" '"model": ?"second"'
 daemon_stop
 
 # A list of backends: devices, and lists that are none.
-daemon_start --backend null,cpu --backend-options memory=67108864 --ctx 2048
+daemon_start --backend null,cpu --backend-options memory=67108864,reads=1000000000000 --ctx 2048
 run "$inferctl" models
 matches "devices: a column of models" "$out" '^NAME .* DEVICE +BACKEND'
 matches "devices: the model's" "$out" '^unix +ready .* null:0 +null: '
@@ -76,6 +76,12 @@ run "$inferctl" models --json
 matches "devices: models --json" "$out" '"device": ?"null:0"'
 run "$inferctl" status
 matches "devices: status tells its memory" "$out" 'null:0 has 64\.0M, [0-9.]+M free: weights 36\.1M, state [0-9.]+K, scratch [0-9.]+[KB]$'
+matches "devices: status tells what its model takes" "$out" '^ +unix: weights 36\.1M \(36\.1M in the file\), state [0-9.]+K, scratch [0-9.]+[KB]$'
+run "$inferctl" prompt --raw --ignore-eos --max-tokens 200 --json hello
+run "$inferctl" status
+matches "devices: status tells how fast its weights were read" "$out" 'unix: .*; read at [0-9.]+[MGT]/s, [0-9]+ % of the 931\.3G/s that it gives$'
+run "$inferctl" models --json
+matches "devices: the speeds as numbers" "$out" '"device_read_bytes_per_s": ?1000000000000, ?"weights_read_bytes_per_s": ?[1-9]'
 matches "devices: the journal names the device" "$(cat "$folder/log")" 'unix: .* loaded on null:0 in '
 daemon_stop
 

@@ -186,8 +186,8 @@ static void tables_are_checked(void **state)
     api = complete_table();
     api.abi = INFER_BACKEND_ABI + 1;
     assert_int_equal(backend_check_api("p", &api, &report), -INFER_E_BACKEND_LOAD);
-    assert_string_equal(report.text, "backend p: made for version 4 of the backend interface, this "
-                                     "daemon has version 3; install both from one release");
+    assert_string_equal(report.text, "backend p: made for version 5 of the backend interface, this "
+                                     "daemon has version 4; install both from one release");
     assert_int_equal(backend_check_api("p", NULL, &report), -INFER_E_BACKEND_LOAD);
     const size_t first = offsetof(struct infer_backend_api, open);
     for (size_t at = first; at < sizeof api; at += sizeof(void *)) {

@@ -334,7 +334,7 @@ static void test_largest(void **state)
         m->name[0] = (char)('A' + i % 26);
         m->name[1] = (char)('A' + i / 26);
         m->name[sizeof m->name - 1] = m->architecture[31] = m->description[63] = '\0';
-        m->backend[63] = m->chat_template[31] = m->device[39] = '\0';
+        m->backend[63] = m->chat_template[31] = m->device[39] = m->rest_device[39] = '\0';
         memcpy(s.counters.models[i].name, m->name, sizeof m->name);
         /* Counts whose sums do not pass 2^64. */
         for (unsigned k = 0; k <= METRICS_BUCKETS; k++)

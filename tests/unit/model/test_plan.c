@@ -173,6 +173,9 @@ static void plans_the_fixtures(void **state)
         assert_int_equal(qkv->as.qkv.q_norm != INFER_TENSOR_NONE, files[i].head_norms);
         assert_int_equal(p->backend.ops[11].as.head.w == p->backend.ops[0].as.embed.table,
                          files[i].tied);
+        const struct infer_tensor *table = &p->backend.tensors[p->backend.ops[0].as.embed.table];
+        assert_int_equal(p->file_bytes - p->step_bytes,
+                         files[i].tied ? 0 : table->row_bytes * table->n_rows);
         if (files[i].head_norms)
             check_vector(p, qkv->as.qkv.k_norm, s->head_dim);
         plan_free(p);
@@ -197,6 +200,8 @@ static void plans_the_embedded_model(void **state)
     assert_int_equal(p->n_parameters, 46150144);
     /* Q6_K holds 256 values in 210 bytes; 25 norms of 512 floats are the rest. */
     assert_int_equal(p->file_bytes, (46150144 - 25 * 512) / 256 * 210 + 25 * 512 * 4);
+    /* Its head is the embedding table. */
+    assert_int_equal(p->step_bytes, p->file_bytes);
     plan_free(p);
 }
 

@@ -134,6 +134,10 @@ void models_arm(struct models *m);
 /* Loading thread: what the entry's load would take on each device that it may go to. Negative:
  * there is none. */
 int models_size(struct models *m, struct entry *e, struct report *report);
+/* Has the devices that the entry may go to tested, those that are not yet, which models_size() does
+ * otherwise. Not at the same time as that. */
+void models_test_devices(struct models *m, const struct entry *e);
+bool models_devices_are_tested(const struct models *m, const struct entry *e);
 enum models_place_how { PLACE_FILL, PLACE_EVICT, PLACE_NOWHERE };
 struct models_place {
     enum models_place_how how;

@@ -71,10 +71,24 @@ static int begin_load(struct models *m, uint32_t index)
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 
+static void *test_main(void *arg)
+{
+    struct entry *e = arg;
+    pthread_setname_np(pthread_self(), "inferd-test");
+    models_test_devices(e->models, e);
+    return NULL;
+}
+
+/* A GPU that nobody has used yet takes as long to begin with as a file's vocabulary to read. */
 static int open_and_size(struct models *m, struct entry *e, struct report *report)
 {
     struct loader_source source = {.path = e->opening, .files = e->files, .n_files = e->n_files};
+    pthread_t thread;
+    bool tests =
+        !models_devices_are_tested(m, e) && pthread_create(&thread, NULL, test_main, e) == 0;
     int rc = loader_open(e->name, &source, &e->load_options, &e->load, report);
+    if (tests)
+        pthread_join(thread, NULL);
     return rc < 0 ? rc : models_size(m, e, report);
 }
 

@@ -133,6 +133,22 @@ static bool is_sound(struct device *d, struct report *report)
     return false;
 }
 
+bool models_devices_are_tested(const struct models *m, const struct entry *e)
+{
+    for (uint32_t i = 0; i < m->config.devices->n; i++)
+        if (comes_in_question(m, e, i) && !m->config.devices->device[i].tested)
+            return false;
+    return true;
+}
+
+void models_test_devices(struct models *m, const struct entry *e)
+{
+    struct report unsound;
+    for (uint32_t i = 0; i < m->config.devices->n; i++)
+        if (comes_in_question(m, e, i))
+            is_sound(&m->config.devices->device[i], &unsound);
+}
+
 int models_size(struct models *m, struct entry *e, struct report *report)
 {
     uint32_t n = 0;

@@ -6,8 +6,10 @@
  *              [--cache f16|q8_0|q4_0] [--steps N] [--repeats N] [--sequences N]
  *   bench_cuda --copy yes     how fast pinned memory is copied to the device: bytes per second
  *
- *   decode   one sequence at 128 rows           batch    8, 32, 64, 128 sequences at 128 to 256
- * rows deep     one sequence at 2,048 and 8,192    prefill  512 and 4,096 rows, 512 a step
+ *   decode   one sequence at 128 rows
+ *   deep     one sequence at 2,048 and 8,192
+ *   batch    8, 32, 64 and 128 sequences at 128 to 256
+ *   prefill  512 and 4,096 rows, as many a step as a step takes
  *
  * Prints a row per measure: tokens per second as median, tenth and ninth decile of the steps, and
  * for decoding the share R of the read bandwidth that the weights' bytes alone make: those of the

@@ -2,7 +2,8 @@
 # gpu_daemon.sh [load] [serve]: what the daemon makes of this machine's GPU. Both parts by default.
 #
 #   load    a cold file to a model that is ready: MB/s beside what the disk gives (raw reads past the
-#           page cache, the weight streamer alone) and what the bus does (a copy of pinned memory)
+#           page cache, the weight streamer alone) and what the bus does (a copy of pinned memory);
+#           first: by a daemon that begins with the device then, too
 #   serve   64 client processes that decode, each through its rings, beside the backend alone at the
 #           same batch and context
 #
@@ -56,14 +57,16 @@ calculate() {
 }
 
 load() {
-    local i raw=() streamer=() loaded=() bytes disk bus rate took
+    local i raw=() streamer=() first=() loaded=() bytes disk bus rate took
     bytes=$(stat -c %s "$file")
     for ((i = 0; i < repeats; i++)); do
         raw+=("$("$bench/bench_load" raw "$file")")
         dd if="$file" iflag=nocache count=0 status=none
         took=$("$bench/bench_load" read "$file")
         streamer+=("${took%% *}")
-        loaded+=("$("$bench/bench_load" load "$file" "$backend" 2>"$log")")
+        took=$("$bench/bench_load" load "$file" "$backend" 2>"$log")
+        first+=("${took% *}")
+        loaded+=("${took#* }")
         grep -E 'debug: bench: (.* ms|read)' "$log" | sed 's/^[^ ]* inferd debug: bench: /# /' || cat "$log" >&2
     done
     disk=$(calculate "a = $(median "${raw[@]}"); b = $(median "${streamer[@]}"); print 1.048576 * (a > b ? a : b)")
@@ -74,6 +77,7 @@ load() {
     tell "raw read, MB/s (of $repeats)" "$(for i in "${raw[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
     tell "weight streamer alone, MB/s" "$(for i in "${streamer[@]}"; do calculate "printf \"%.0f \", $i * 1.048576"; done)"
     tell "copy of pinned memory, MB/s" "${bus:-no GPU}"
+    tell "load through the daemon, first, ms" "${first[*]}"
     tell "load through the daemon, ms" "${loaded[*]}"
     tell "load through the daemon, MB/s" "$(calculate "printf \"%.0f\", $rate")"
     tell "load / min(raw read, pinned copy), goal 0.9" \

@@ -50,15 +50,16 @@
 #define OTHERS       128u
 #define THREADS      (WORKERS + OTHERS)
 #define NORM_UNITS   2u /* of a thread: up to 8,192 columns */
-#define SLOTS_MIN    3u /* of a ring */
-#define SLOTS_MAX    8u
-#define UNDER_WAY    2u  /* slots of a ring that are being filled at a time */
-#define COPY_BATCH   4u  /* loads of 16 bytes that a thread has under way */
-#define ROW_PADDING  64u /* keeps two rows of x out of each other's banks */
-#define MEET_WORKERS 1   /* their barrier */
+#define SLOTS_MIN    3u
+#define SLOTS_MAX    16u
+#define UNDER_WAY    2u     /* slots that are being filled at a time */
+#define BETWEEN      36000u /* bytes of a slot from which it is one at a part's beginning */
+#define COPY_BATCH   4u     /* loads of 16 bytes that a thread has under way */
+#define ROW_PADDING  64u    /* keeps two rows of x out of each other's banks */
+#define MEET_WORKERS 1      /* their barrier */
 #define NONE         UINT32_MAX
 
-/* Units of a slot. */
+/* Units of a worker's share of a slot. */
 template <uint32_t FORMAT>
 static constexpr uint32_t slot_units =
     FORMAT == CUDA_F16                                              ? 1
@@ -126,32 +127,28 @@ static __device__ __forceinline__ float for_exchange(float v)
 
 /* ---- pairs ----------------------------------------------------------------------------------- */
 
-/* Pairs of a part that a block has: first, first + gridDim.x, ... below n. Those who have one more
- * in CUDA_PART_QKV are not those who have one more elsewhere. */
+/* Lines w.first .. last_line() are one behind another; those of CUDA_PART_QKV share their pairs out
+ * as if they were one. */
+static __device__ __forceinline__ uint32_t last_line(const cuda_chain &w)
+{
+    return w.last == CUDA_PART_QKV ? (uint32_t)CUDA_LINE_V : w.last;
+}
+static __device__ __forceinline__ uint32_t part_of(uint32_t line)
+{
+    return min(line, (uint32_t)CUDA_PART_QKV);
+}
+/* Those of a part's pairs that a block has: first, first + gridDim.x, ... Blocks that have one more
+ * in CUDA_PART_QKV are not those that have one more elsewhere. */
 static __device__ __forceinline__ uint32_t first_pair_of(uint32_t part)
 {
     return part == CUDA_PART_QKV ? gridDim.x - 1 - blockIdx.x : blockIdx.x;
 }
-static __device__ __forceinline__ uint32_t pairs_of(const cuda_chain &w, uint32_t part)
+static __device__ __forceinline__ bool has_pairs(const cuda_chain &w, uint32_t part)
 {
-    return part == CUDA_PART_QKV ? w.lines[CUDA_LINE_Q].pairs + w.lines[CUDA_LINE_K].pairs +
-                                       w.lines[CUDA_LINE_V].pairs
-                                 : w.lines[part].pairs;
-}
-/* Which line a pair of a part belongs to; *pair becomes its number there. */
-static __device__ __forceinline__ uint32_t line_of(const cuda_chain &w, uint32_t part,
-                                                   uint32_t *pair)
-{
-    if (part != CUDA_PART_QKV)
-        return part;
-    const uint32_t q = w.lines[CUDA_LINE_Q].pairs, k = w.lines[CUDA_LINE_K].pairs;
-    if (*pair < q)
-        return CUDA_LINE_Q;
-    *pair -= q;
-    if (*pair < k)
-        return CUDA_LINE_K;
-    *pair -= k;
-    return CUDA_LINE_V;
+    uint32_t n = w.lines[part].pairs;
+    if (part == CUDA_PART_QKV)
+        n += w.lines[CUDA_LINE_K].pairs + w.lines[CUDA_LINE_V].pairs;
+    return first_pair_of(part) < n;
 }
 
 /* ---- a block --------------------------------------------------------------------------------- */
@@ -160,7 +157,7 @@ static __device__ __forceinline__ uint32_t line_of(const cuda_chain &w, uint32_t
  * product, [rows][row bytes]. */
 struct block_memory {
     uint8_t *slots;
-    cuda_barrier *full, *empty; /* of each warp's slots: filled, and free again */
+    cuda_barrier *full, *empty; /* of each slot: filled, and free again */
     meeting *meet;
     float *partial; /* [FEW_PLACES][rows][FEW_REST] */
     float *sums;    /* [2][FEW_WARPS] */
@@ -168,7 +165,7 @@ struct block_memory {
 
     __device__ __forceinline__ block_memory(const cuda_chain &w, uint8_t *shared)
         : slots(shared), full((cuda_barrier *)(shared + FEW_WARPS * w.n_slots * w.slot_bytes)),
-          empty(full + FEW_WARPS * w.n_slots), meet((meeting *)(empty + FEW_WARPS * w.n_slots)),
+          empty(full + w.n_slots), meet((meeting *)(empty + w.n_slots)),
           partial((float *)(meet + 1)), sums(partial + FEW_PLACES * w.n_rows * FEW_REST),
           x((uint8_t *)(sums + 2 * FEW_WARPS))
     {
@@ -182,57 +179,69 @@ static __host__ __device__ inline uint32_t x_row_bytes(const cuda_chain &w)
 
 /* ---- weights, by the warps that copy --------------------------------------------------------- */
 
-/* What a lane copies for: a worker's tile of each pair and its segment. */
+/* What a lane copies for: a worker's tile of each pair and its segment. All lanes that copy are at
+ * the same slot, so that their warp has one barrier to wait for. */
 struct copier {
-    uint8_t *slots;
+    uint8_t *slots; /* the worker's share of the first */
     cuda_barrier *full, *empty;
-    uint32_t tile, segment;
+    uint32_t segment;
     uint32_t slot = 0, parity = 1; /* parity: of the slot's last use; the first is free at once */
-    uint32_t n_filled = 0;
+    uint32_t n_filled = 0, n_of_part = 0; /* slots */
 
-    __device__ __forceinline__ copier(const cuda_chain &w, const block_memory &m, uint32_t t,
+    __device__ __forceinline__ copier(const cuda_chain &w, const block_memory &m, uint32_t tile,
                                       uint32_t s)
-        : tile(t), segment(s)
+        : slots(m.slots + (2 * s + tile) * w.slot_bytes), full(m.full), empty(m.empty), segment(s)
     {
-        const uint32_t warp = 2 * s + t;
-        slots = m.slots + warp * w.n_slots * w.slot_bytes;
-        full = m.full + warp * w.n_slots;
-        empty = m.empty + warp * w.n_slots;
     }
-    /* n pieces, `apart` pieces from one to the next, to the next slot. */
+    /* Until the next slot is free, and of those before it few enough are being filled: at a part's
+     * beginning, while x for it comes behind the copies that are under way, fewer. */
+    __device__ __forceinline__ void wait(const cuda_chain &w)
+    {
+        cuda_barrier_wait(empty + slot, parity);
+        const uint32_t most = n_of_part++ < w.n_slots ? w.between : UNDER_WAY;
+        if (n_filled++ >= most) {
+            const bool before = slot < most; /* the slot was another round's */
+            const uint32_t was = before ? slot + w.n_slots - most : slot - most;
+            cuda_barrier_wait(full + was, parity ^ 1 ^ before);
+        }
+    }
+    /* n pieces, maybe none, `apart` pieces from one to the next, to the next slot. */
     __device__ __forceinline__ void fill(const cuda_chain &w, const uint8_t *from, uint32_t n,
                                          uint32_t piece, uint32_t apart)
     {
-        uint8_t *to = slots + slot * w.slot_bytes;
-        cuda_barrier_wait(empty + slot, parity);
-        if (n_filled++ >= UNDER_WAY) {
-            const bool before = slot < UNDER_WAY; /* the slot was another round's */
-            const uint32_t was = before ? slot + w.n_slots - UNDER_WAY : slot - UNDER_WAY;
-            cuda_barrier_wait(full + was, parity ^ 1 ^ before);
-        }
+        uint8_t *to = slots + slot * FEW_WARPS * w.slot_bytes;
+        wait(w);
         cuda_bulk_expect(full + slot, n * piece);
-        if (apart == 1)
-            cuda_bulk_one(to, from, n * piece, full + slot);
-        else
+        if (apart != 1) {
             for (uint32_t u = 0; u < n; u++)
                 cuda_bulk_one(to + u * piece, from + u * apart * piece, piece, full + slot);
+        } else if (n != 0) {
+            cuda_bulk_one(to, from, n * piece, full + slot);
+        }
         cuda_bulk_expected(full + slot);
         parity ^= slot + 1 == w.n_slots;
         slot = slot + 1 == w.n_slots ? 0 : slot + 1;
     }
-    /* A pair's tile, its segment. */
+    /* A line's tiles of the block's pairs, from `pair` on, its segment; the pair after the last. */
     template <uint32_t FORMAT>
-    __device__ __forceinline__ void pair(const cuda_chain &w, const uint8_t *pieces,
-                                         uint32_t number, uint32_t n_units)
+    __device__ __forceinline__ uint32_t line(const cuda_chain &w, const cuda_line &line,
+                                             uint32_t tile, uint32_t pair, bool gated)
     {
         constexpr uint32_t piece = cuda_format_is<FORMAT>::piece_bytes, some = slot_units<FORMAT>;
         constexpr uint32_t apart = cuda_next_piece<FORMAT>;
-        const uint32_t first = segment_begin(segment, n_units);
-        const uint32_t n = segment_begin(segment + 1, n_units) - first;
-        const uint8_t *from = pieces + cuda_piece<FORMAT>(number, first, n_units) * piece;
+        const uint32_t first = segment_begin(segment, line.units);
+        const uint32_t n = segment_begin(segment + 1, line.units) - first;
+        const uint32_t most = longest_segment(line.units);
 #pragma unroll 1
-        for (uint32_t i = 0; i < n; i += some, from += some * apart * piece)
-            fill(w, from, min(some, n - i), piece, apart);
+        for (; pair < line.pairs; pair += gridDim.x) {
+            const uint32_t number = gated ? pair : 2 * pair + tile;
+            const uint8_t *from =
+                line.w[tile] + cuda_piece<FORMAT>(number, first, line.units) * piece;
+#pragma unroll 1
+            for (uint32_t i = 0; i < most; i += some, from += some * apart * piece)
+                fill(w, from, i < n ? min(some, n - i) : 0, piece, apart);
+        }
+        return pair;
     }
 };
 
@@ -242,20 +251,45 @@ static __device__ __forceinline__ void copy_weights(const cuda_chain &w, const b
                                                     uint32_t tile, uint32_t segment)
 {
     copier c(w, m, tile, segment);
+    uint32_t part = NONE, pair = 0;
 #pragma unroll 1
-    for (uint32_t part = w.first; part <= w.last; part++) {
-        const uint32_t n_pairs = pairs_of(w, part);
-#pragma unroll 1
-        for (uint32_t pair = first_pair_of(part); pair < n_pairs; pair += gridDim.x) {
-            uint32_t own = pair;
-            const cuda_line &line = w.lines[line_of(w, part, &own)];
-            const uint32_t number = part == CUDA_PART_GATED ? own : 2 * own + tile;
-            CUDA_FOR_FORMAT(line.format, c.pair<FORMAT>(w, line.w[tile], number, line.units))
+    for (uint32_t l = w.first; l <= last_line(w); l++) {
+        const cuda_line &line = w.lines[l];
+        if (part != part_of(l)) {
+            part = part_of(l);
+            pair = first_pair_of(part);
+            c.n_of_part = 0;
         }
+        CUDA_FOR_FORMAT(line.format,
+                        pair = c.line<FORMAT>(w, line, tile, pair, l == CUDA_PART_GATED))
+        pair -= line.pairs;
     }
 }
 
 /* ---- x for a product ------------------------------------------------------------------------- */
+
+/* Unit n of a row, once it is there. */
+static __device__ __forceinline__ unit wait_unit(const float *row, uint32_t n, uint32_t cols,
+                                                 bool there)
+{
+    const uint32_t c = unit_column(n);
+    uint4 low = make_uint4(0, 0, 0, 0), high = low;
+    while (true) {
+        if (c < cols)
+            low = cuda_now16(row + c);
+        if (c + 16 < cols)
+            high = cuda_now16(row + c + 16);
+        if (there || (are_there(low) && are_there(high)))
+            break;
+        cuda_look_again();
+    }
+    const uint32_t bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    unit u;
+#pragma unroll
+    for (uint32_t k = 0; k < 8; k++)
+        u.v[k] = __uint_as_float(bits[k]);
+    return u;
+}
 
 /* Rows of x, normed, to shared memory, by all workers; `there`: no number is to be waited for. */
 static __device__ __forceinline__ void take_normed(const cuda_chain &w, const block_memory &m,
@@ -264,34 +298,20 @@ static __device__ __forceinline__ void take_normed(const cuda_chain &w, const bl
 {
     const uint32_t cols = w.n_embd, units = pad64(cols) / 8, thread = threadIdx.x;
     const uint32_t row_bytes = x_row_bytes(w);
-    unit weight[NORM_UNITS];
+    unit weight[NORM_UNITS] = {};
 #pragma unroll
     for (uint32_t i = 0; i < NORM_UNITS; i++)
-        weight[i] = load_unit<true>(norm, thread + i * WORKERS, cols);
+        if (i * WORKERS < units)
+            weight[i] = load_unit<true>(norm, thread + i * WORKERS, cols);
 #pragma unroll 1
     for (uint32_t r = 0; r < w.n_rows; r++) {
         unit u[NORM_UNITS] = {};
         float sum = 0;
 #pragma unroll
         for (uint32_t i = 0; i < NORM_UNITS; i++) {
-            const uint32_t c = unit_column(thread + i * WORKERS);
-            const float *from = x + r * stride + c;
-            uint4 low = make_uint4(0, 0, 0, 0), high = low;
-            if (c < cols)
-                low = cuda_now16(from);
-            if (c + 16 < cols)
-                high = cuda_now16(from + 16);
-            while (!there && !(are_there(low) && are_there(high))) {
-                cuda_look_again();
-                if (c < cols)
-                    low = cuda_now16(from);
-                if (c + 16 < cols)
-                    high = cuda_now16(from + 16);
-            }
-            const uint32_t bits[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-            for (uint32_t k = 0; k < 8; k++)
-                u[i].v[k] = __uint_as_float(bits[k]);
+            if (i * WORKERS >= units)
+                break;
+            u[i] = wait_unit(x + r * stride, thread + i * WORKERS, cols, there);
             sum = square(sum, u[i]);
         }
         sum = norm_warp_sum(sum);
@@ -314,37 +334,47 @@ static __device__ __forceinline__ void take_normed(const cuda_chain &w, const bl
 
 /* Rows that come in half-precision, likewise. */
 static __device__ __forceinline__ void take_packed(const cuda_chain &w, const block_memory &m,
-                                                   const cuda_packed &x, bool there)
+                                                   const uint16_t *x, uint32_t blocks, bool there)
 {
-    const uint32_t of_row = 4 * x.blocks, n = w.n_rows * of_row, row_bytes = x_row_bytes(w);
-    const uint4 *from = (const uint4 *)x.values;
+    const uint32_t of_row = 4 * blocks, row_bytes = x_row_bytes(w);
+    const uint4 *from = (const uint4 *)x;
+    uint32_t r = 0, c = threadIdx.x;  /* 16 bytes of a row */
     cuda_meet(MEET_WORKERS, WORKERS); /* nobody multiplies with what was there */
 #pragma unroll 1
-    for (uint32_t first = threadIdx.x; first < n; first += COPY_BATCH * WORKERS) {
-        uint4 v[COPY_BATCH];
+    while (true) {
+        const uint4 *at[COPY_BATCH];
+        uint8_t *to[COPY_BATCH];
+        uint4 v[COPY_BATCH] = {};
+        uint32_t n = 0;
+#pragma unroll
+        for (uint32_t i = 0; i < COPY_BATCH; i++, c += WORKERS) {
+            for (; c >= of_row && r < w.n_rows; c -= of_row)
+                r++;
+            n += r < w.n_rows;
+            at[i] = from + c / 4 * 32 + r * 4 + c % 4;
+            to[i] = m.x + r * row_bytes + c * 16;
+        }
+        if (n == 0)
+            break;
         bool all = false;
         while (!all) {
-            all = true;
-#pragma unroll
-            for (uint32_t i = 0; i < COPY_BATCH; i++) {
-                const uint32_t at = first + i * WORKERS, c = at % of_row, r = at / of_row;
-                v[i] = make_uint4(0, 0, 0, 0);
-                if (at < n)
-                    v[i] = cuda_now16(from + c / 4 * 32 + r * 4 + c % 4);
-            }
 #pragma unroll
             for (uint32_t i = 0; i < COPY_BATCH; i++)
-                all = all && eight_there(v[i]);
+                if (i < n)
+                    v[i] = cuda_now16(at[i]);
+            all = true;
+#pragma unroll
+            for (uint32_t i = 0; i < COPY_BATCH; i++)
+                if (i < n)
+                    all = all && eight_there(v[i]);
             all = all || there;
             if (!all)
                 cuda_look_again();
         }
 #pragma unroll
-        for (uint32_t i = 0; i < COPY_BATCH; i++) {
-            const uint32_t at = first + i * WORKERS;
-            if (at < n)
-                *(uint4 *)(m.x + at / of_row * row_bytes + at % of_row * 16) = v[i];
-        }
+        for (uint32_t i = 0; i < COPY_BATCH; i++)
+            if (i < n)
+                *(uint4 *)to[i] = v[i];
     }
     cuda_meet(MEET_WORKERS, WORKERS);
 }
@@ -353,29 +383,29 @@ static __device__ __forceinline__ void take_packed(const cuda_chain &w, const bl
 static __device__ __forceinline__ void take_x(const cuda_chain &w, const block_memory &m,
                                               uint32_t part, const exchange &e)
 {
-    if (part == CUDA_PART_O)
-        take_packed(w, m, w.o, true);
-    else if (part == CUDA_PART_DOWN)
-        take_packed(w, m, e.t, false);
-    else if (part == CUDA_PART_QKV && w.first == CUDA_PART_QKV)
-        take_normed(w, m, w.x, w.x_stride, true, w.norm);
-    else
-        take_normed(w, m, part == CUDA_PART_QKV ? e.after : e.between, pad64(w.n_embd), false,
-                    part == CUDA_PART_QKV ? w.norm : w.ffn_norm);
+    if (part == CUDA_PART_O || part == CUDA_PART_DOWN) {
+        const bool there = part == CUDA_PART_O;
+        take_packed(w, m, there ? w.o.values : e.t.values, there ? w.o.blocks : e.t.blocks, there);
+    } else {
+        const bool there = w.first == CUDA_PART_QKV;
+        const float *x = there ? w.x : part == CUDA_PART_GATED ? e.between : e.after;
+        take_normed(w, m, x, there ? w.x_stride : pad64(w.n_embd), there,
+                    part == CUDA_PART_GATED ? w.ffn_norm : w.norm);
+    }
 }
 
 /* ---- products -------------------------------------------------------------------------------- */
 
-/* A worker's ring, and which slot is next. */
+/* The ring as a worker sees it: its share of each slot, and which is next. */
 struct ring {
     const uint8_t *slots;
     cuda_barrier *full, *empty;
-    uint32_t n, bytes;
+    uint32_t n, bytes; /* bytes: of a slot */
     uint32_t slot = 0, parity = 0;
 
     __device__ __forceinline__ ring(const cuda_chain &w, const block_memory &m, uint32_t warp)
-        : slots(m.slots + warp * w.n_slots * w.slot_bytes), full(m.full + warp * w.n_slots),
-          empty(m.empty + warp * w.n_slots), n(w.n_slots), bytes(w.slot_bytes)
+        : slots(m.slots + warp * w.slot_bytes), full(m.full), empty(m.empty), n(w.n_slots),
+          bytes(FEW_WARPS * w.slot_bytes)
     {
     }
     /* The next slot, once it has come. */
@@ -395,14 +425,15 @@ struct ring {
     }
 };
 
-/* acc = of the warp's tile its segment of n units. */
+/* acc = of the warp's tile its segment of n units; the longest segment has `most`. */
 template <uint32_t FORMAT>
 static __device__ __forceinline__ void segment_sum(float acc[1][4], ring *r, uint32_t n,
-                                                   const x_source<1, true> &x, uint32_t lane)
+                                                   uint32_t most, const x_source<1, true> &x,
+                                                   uint32_t lane)
 {
     constexpr uint32_t units = slot_units<FORMAT>, bytes = cuda_format_is<FORMAT>::piece_bytes;
 #pragma unroll 1
-    for (uint32_t i = 0; i < n; i += units) {
+    for (uint32_t i = 0; i < most; i += units) {
         const uint8_t *slot = r->take();
         if (i + units <= n) {
 #pragma unroll
@@ -410,8 +441,8 @@ static __device__ __forceinline__ void segment_sum(float acc[1][4], ring *r, uin
                 multiply_unit<FORMAT, 1>(acc, slot + u * bytes, x, 2 * (i + u), lane);
         } else {
 #pragma unroll 1
-            for (uint32_t u = 0; u < n - i; u++)
-                multiply_unit<FORMAT, 1>(acc, slot + u * bytes, x, 2 * (i + u), lane);
+            for (uint32_t u = i; u < n; u++)
+                multiply_unit<FORMAT, 1>(acc, slot + (u - i) * bytes, x, 2 * u, lane);
         }
         r->give(lane);
     }
@@ -423,33 +454,34 @@ struct places {
     uint32_t n = 0;
 };
 
-/* The block's pairs of a part, by one of the warps that multiply. */
-static __device__ __forceinline__ void multiply_part(const cuda_chain &w, uint32_t part, ring *r,
-                                                     places *p, const block_memory &m)
+/* The block's pairs of a line from `pair` on, by one of the warps that multiply; the pair after the
+ * last. */
+template <uint32_t FORMAT>
+static __device__ __forceinline__ uint32_t multiply_line(const cuda_chain &w, const cuda_line &line,
+                                                         uint32_t pair, ring *r, places *p,
+                                                         const block_memory &m)
 {
-    const uint32_t n_pairs = pairs_of(w, part), lane = threadIdx.x % 32;
-    const uint32_t tile = threadIdx.x / 32 % 2, segment = threadIdx.x / 64;
-    const uint8_t *row = m.x + min(lane / 4, w.n_rows - 1) * x_row_bytes(w) + lane % 4 * 16;
+    const uint32_t lane = threadIdx.x % 32, tile = threadIdx.x / 32 % 2, segment = threadIdx.x / 64;
+    const uint32_t unit = segment_begin(segment, line.units), n_pairs = line.pairs;
+    const uint32_t n = segment_begin(segment + 1, line.units) - unit;
+    const uint32_t most = longest_segment(line.units);
+    x_source<1, true> x;
+    x.values[0] = m.x + min(lane / 4, w.n_rows - 1) * x_row_bytes(w) + lane % 4 * 16 + 128 * unit;
+    float *partial = m.partial + 32 * segment + 16 * tile;
 #pragma unroll 1
-    for (uint32_t pair = first_pair_of(part); pair < n_pairs; pair += gridDim.x) {
-        uint32_t own = pair;
-        const cuda_line &line = w.lines[line_of(w, part, &own)];
-        const uint32_t unit = segment_begin(segment, line.units);
-        const uint32_t n = segment_begin(segment + 1, line.units) - unit;
-        x_source<1, true> x;
-        x.values[0] = row + 128 * unit;
+    for (; pair < n_pairs; pair += gridDim.x) {
         float acc[1][4] = {};
-        CUDA_FOR_FORMAT(line.format, segment_sum<FORMAT>(acc, r, n, x, lane))
+        segment_sum<FORMAT>(acc, r, n, most, x, lane);
         if (p->n >= FEW_PLACES)
             cuda_barrier_wait(&m.meet->freed[p->at.at], p->at.parity ^ 1);
-        partial_store<1>(m.partial + p->at.at * w.n_rows * FEW_REST + 32 * segment + 16 * tile, acc,
-                         w.n_rows, lane);
+        partial_store<1>(partial + p->at.at * w.n_rows * FEW_REST, acc, w.n_rows, lane);
         __syncwarp();
         if (lane == 0)
             cuda_barrier_arrive(&m.meet->summed[p->at.at]);
         p->at.next();
         p->n++;
     }
+    return pair;
 }
 
 static __device__ __forceinline__ void multiply_all(const cuda_chain &w, const block_memory &m,
@@ -458,12 +490,18 @@ static __device__ __forceinline__ void multiply_all(const cuda_chain &w, const b
     const exchange e = exchange_of(w);
     places p;
     ring r(w, m, warp);
+    uint32_t part = NONE, pair = 0;
 #pragma unroll 1
-    for (uint32_t part = w.first; part <= w.last; part++) {
-        if (first_pair_of(part) >= pairs_of(w, part))
-            continue;
-        take_x(w, m, part, e);
-        multiply_part(w, part, &r, &p, m);
+    for (uint32_t l = w.first; l <= last_line(w); l++) {
+        const cuda_line &line = w.lines[l];
+        if (part != part_of(l)) {
+            part = part_of(l);
+            pair = first_pair_of(part);
+            if (has_pairs(w, part))
+                take_x(w, m, part, e);
+        }
+        CUDA_FOR_FORMAT(line.format, pair = multiply_line<FORMAT>(w, line, pair, &r, &p, m))
+        pair -= line.pairs;
     }
 }
 
@@ -485,17 +523,16 @@ static __device__ __forceinline__ target target_of(const cuda_chain &w, const ex
     return {line.to, nullptr, line.stride};
 }
 
-static __device__ __forceinline__ void finish_part(const cuda_chain &w, uint32_t part,
-                                                   const exchange &e, place *from,
-                                                   const block_memory &m, uint32_t lane)
+/* The block's pairs of a line from `pair` on; the pair after the last. */
+static __device__ __forceinline__ uint32_t finish_line(const cuda_chain &w, uint32_t part,
+                                                       const cuda_line &line, uint32_t pair,
+                                                       const exchange &e, place *from,
+                                                       const block_memory &m, uint32_t lane)
 {
-    const uint32_t n_pairs = pairs_of(w, part);
+    const target to = target_of(w, e, part, line);
 #pragma unroll 1
-    for (uint32_t pair = first_pair_of(part); pair < n_pairs; pair += gridDim.x) {
-        uint32_t own = pair;
-        const cuda_line &line = w.lines[line_of(w, part, &own)];
-        const target to = target_of(w, e, part, line);
-        const uint32_t row = 32 * own + lane;
+    for (; pair < line.pairs; pair += gridDim.x) {
+        const uint32_t row = 32 * pair + lane;
         const bool is = part != CUDA_PART_GATED && row < line.rows;
         const float bias = is && line.bias ? line.bias[row] : 0.0f;
         float before[CUDA_CHAIN_ROWS];
@@ -509,7 +546,7 @@ static __device__ __forceinline__ void finish_part(const cuda_chain &w, uint32_t
                 break;
             const float total = total_of(m.partial + from->at * w.n_rows * FEW_REST, n, lane);
             if (part == CUDA_PART_GATED) {
-                finish_gated(e.t, w.activation, n_pairs, own, n, lane, total);
+                finish_gated(e.t, w.activation, line.pairs, pair, n, lane, total);
             } else if (is) {
                 const float y = cuda_finished(to.x != nullptr, 1, total, bias, before[n]);
                 to.to[n * to.stride + row] = for_exchange(y);
@@ -522,6 +559,7 @@ static __device__ __forceinline__ void finish_part(const cuda_chain &w, uint32_t
             cuda_barrier_arrive(&m.meet->freed[from->at]);
         from->next();
     }
+    return pair;
 }
 
 static __device__ __forceinline__ void finish_all(const cuda_chain &w, const block_memory &m,
@@ -529,9 +567,16 @@ static __device__ __forceinline__ void finish_all(const cuda_chain &w, const blo
 {
     const exchange e = exchange_of(w);
     place from;
+    uint32_t part = NONE, pair = 0;
 #pragma unroll 1
-    for (uint32_t part = w.first; part <= w.last; part++)
-        finish_part(w, part, e, &from, m, lane);
+    for (uint32_t l = w.first; l <= last_line(w); l++) {
+        if (part != part_of(l)) {
+            part = part_of(l);
+            pair = first_pair_of(part);
+        }
+        pair = finish_line(w, part, w.lines[l], pair, e, &from, m, lane);
+        pair -= w.lines[l].pairs;
+    }
 }
 
 /* The block's share of the exchange of the kernel before this one. */
@@ -551,9 +596,9 @@ static __device__ __forceinline__ void make_barriers(const cuda_chain &w, const 
         cuda_barrier_make(&m.meet->summed[i], FEW_WARPS);
         cuda_barrier_make(&m.meet->freed[i], 1);
     }
-    for (uint32_t i = 0; i < FEW_WARPS * w.n_slots; i++) {
-        cuda_barrier_make(m.full + i, 1);
-        cuda_barrier_make(m.empty + i, 1);
+    for (uint32_t i = 0; i < w.n_slots; i++) {
+        cuda_barrier_make(m.full + i, FEW_WARPS);
+        cuda_barrier_make(m.empty + i, FEW_WARPS);
     }
     cuda_barriers_made();
 }
@@ -605,10 +650,11 @@ extern "C" bool cuda_chain_fit(struct cuda_chain *chain, uint32_t shared_bytes)
     for (uint32_t i = 0; i < CUDA_LINES; i++)
         if (chain->lines[i].pairs != 0)
             chain->slot_bytes = max(chain->slot_bytes, slot_bytes_of(chain->lines[i].format));
-    const uint32_t slot = FEW_WARPS * (chain->slot_bytes + 2 * (uint32_t)sizeof(cuda_barrier));
+    const uint32_t slot = FEW_WARPS * chain->slot_bytes + 2 * (uint32_t)sizeof(cuda_barrier);
     if (chain->slot_bytes == 0 || other + SLOTS_MIN * slot > shared_bytes)
         return false;
     chain->n_slots = min((shared_bytes - other) / slot, SLOTS_MAX);
+    chain->between = slot < BETWEEN ? UNDER_WAY : 1;
     chain->shared_bytes = other + chain->n_slots * slot;
     return true;
 }

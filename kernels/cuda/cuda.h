@@ -256,7 +256,7 @@ struct cuda_chain {
      * must be before. */
     void *exchange;
     uint32_t own, before;
-    uint32_t slot_bytes, n_slots, shared_bytes; /* cuda_chain_fit() */
+    uint32_t slot_bytes, n_slots, between, shared_bytes; /* cuda_chain_fit(), for chain.cu */
     uint32_t n_blocks;
 };
 

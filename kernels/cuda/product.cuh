@@ -287,6 +287,11 @@ static __device__ __forceinline__ uint32_t segment_begin(uint32_t segment, uint3
     return segment * units / CUDA_SEGMENTS;
 }
 #define CUDA_QUARTER (CUDA_SEGMENTS / 4)
+/* Units of the longest of them. */
+static __device__ __forceinline__ uint32_t longest_segment(uint32_t units)
+{
+    return (units + CUDA_SEGMENTS - 1) / CUDA_SEGMENTS;
+}
 
 /* ---- jobs ------------------------------------------------------------------------------------ */
 

@@ -31,17 +31,33 @@
  * still while x goes round.
  *
  * Measured on an H200 (4.68 TB/s of reads), 8B shape, one sequence, tokens per second with a kernel
- * for each operation / chained: Q4_0 at 128 tokens 536 / 554, at 2,048 502 / 516, at 8,192 420 /
- * 404; Q4_K 521 / 531; F16 254 / 255; 1B shape in F16 1,140 / 1,139; two sequences of Q4_0 1,009 /
- * 1,013. Of a layer in Q4_0, in thousands of cycles: o 4.5, the way to gate and up 5.6, these 28
- * (3.56 a pair is the memory's speed, and they take 4.0), the way to t 4.4, t 13, the way to q, k,
- * v 5, these 9.2, because 192 pairs are two turns of 132 blocks. What multiplies is the bound where
- * the ring is full: some 70 instructions a unit and warp, an instruction every sixth cycle, while x
- * goes round the memory waits. Attention loses what it gains: its blocks find no room beside these,
- * so it starts when they end, and deep caches, which it reads ahead of time, cost more than a chain
- * saves. Whole layers in one kernel, with attention in four warps of its own, were no better (533
- * at 128, 307 at 8,192: 17 us a layer, three chunks after each other); with copies of all free
- * slots under way everything else waited 3.5 us for its turn.
+ * for each operation / chained: Q4_0 at 128 tokens 536 / 583, at 2,048 502 / 533, at 8,192 420 /
+ * 404 (hence CUDA_CHAIN_TOKENS); Q4_K 521 / 568; F16 254 / 263 (0.87 of the reads); 1B shape in F16
+ * 1,140 / 1,188. Of a layer in Q4_0, in thousands of cycles of 1.87 GHz: from one chain to the
+ * next, with attention between, 21; o 2.4 until x is there and 4.4; the way to gate and up 5.9,
+ * these 25; the way to t 3.6, t 14; the way to q, k, v 6.8, these 6.4, 8.5 where a block has two
+ * pairs. Memory would give all weights in 49.
+ *
+ * Multiplying is the bound: with nothing copied a step of 1.74 ms takes 1.68, with nothing
+ * multiplied 1.46, with neither, and no block waiting for another, 0.87. A unit in CUDA_W4 takes a
+ * scheduler 100 cycles where the ring is always full (in a kernel of that alone), here 110, where
+ * memory wants 113: so what arrived while x went round is hardly used up faster than it comes. Of
+ * the 100, 64 are 32 instructions of half-precision arithmetic, one every second cycle (beside
+ * tensor-core products the compiler does not use the other pipe that has it; without it they go
+ * twice as fast), and 20 what four tensor-core products hold up; loads, scales, barriers cost
+ * nothing, 24 and 28 warps, and wgmma, are no faster. In the kernel a warp's ends of pairs and
+ * slots come on top, which its three neighbours do not hide.
+ *
+ * Tried, in tokens per second beside 577 to 583: a unit's loads under way while the one before is
+ * multiplied, across slots and pairs (566: a warp then waits for the next slot before it has used
+ * the last); slots of half the size (542; 517 with that: a copying warp's instructions for a slot
+ * come to some 750 cycles); copies always two slots at a time (571) or always one (566); a last
+ * turn of q, k, v, whose 192 pairs are 1.45 turns of 132 blocks, shared out tile by tile (576; 1B
+ * in F16 1,197 where it was 1,190); fewer looks at what goes round (571 to 577). Whole layers in
+ * one kernel, with attention in four warps of its own, were no better either (533 of 554 at 128,
+ * 307 at 8,192: 17 us a layer, three chunks after each other). Attention's blocks find no room
+ * beside these, so it starts when they end, and deep caches, which it reads ahead of time, cost
+ * more than a chain saves.
  *
  * Blocks wait for each other and must all run at the same time, one a processor: there are no more
  * of them than processors, and of all kernels beside them none waits for anything (chain.c). They

@@ -144,7 +144,10 @@ cuda_objects := $(addsuffix .o,$(addprefix $(O)/cuda/,$(cuda_sources)))
 $(O)/cuda/%.c.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC  $@"
-	$(Q)$(CC) $(kernel_cflags) $(cuda_include) -c $< -o $@
+	$(Q)$(CC) $(kernel_cflags) $(cuda_include) $(cuda_names) -c $< -o $@
+# Which of them a device runs.
+$(O)/cuda/kernels/cuda/code.c.o: cuda_names := -DCUDA_CODE='"$(CUDA_CODE)"'
+$(O)/cuda/kernels/cuda/code.c.o: $(O)/cuda/code
 $(O)/cuda/%.cu.o: %.cu $(O)/cuda/code
 	@mkdir -p $(@D)
 	@echo "  NVCC $@"

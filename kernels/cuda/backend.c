@@ -108,28 +108,43 @@ static int no_device(cudaError_t error)
     return cuda_fail(-ENODEV, "no NVIDIA GPU can be used: %s", cudaGetErrorString(error));
 }
 
+/* Whether the device runs the backend's kernels. */
+static int check_limits(const struct infer_backend *b, const struct cuda_limits *device)
+{
+    const uint32_t c = device->capability;
+    if (c < CAPABILITY_MIN)
+        return cuda_fail(-ENOTSUP,
+                         "GPU %d has compute capability %u.%u and %d.%d or newer is needed; "
+                         "use device = cpu for models that name it",
+                         b->device, c / 10, c % 10, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
+    if (device->code == 0)
+        return cuda_fail(-ENOTSUP,
+                         "GPU %d has compute capability %u.%u and this backend was built for %s; "
+                         "build it with make CUDA_CODE=compute_%u",
+                         b->device, c / 10, c % 10, cuda_codes(), c);
+    return 0;
+}
+
 /* Chooses the device and asks what it is. None of this makes the device's context, which takes some
  * hundred megabytes there and a quarter of a second: that comes with the first model. */
 static int find_device(struct infer_backend *b)
 {
-    int n = 0, major = 0, minor = 0, processors = 0, shared_bytes = 0, driver = 0;
+    int n = 0, driver = 0;
     struct cudaDeviceProp properties;
+    struct cuda_limits limits;
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error != cudaSuccess || n < 1)
         return no_device(error);
     if (b->device >= n)
         return cuda_fail(-ENODEV, "there is no GPU %d: %d %s visible, counted from 0", b->device, n,
                          n == 1 ? "is" : "are");
-    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, b->device);
-    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, b->device);
-    cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, b->device);
-    cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, b->device);
-    if (10 * major + minor < CAPABILITY_MIN)
-        return cuda_fail(-ENOTSUP,
-                         "GPU %d has compute capability %d.%d and %d.%d or newer is needed; "
-                         "use device = cpu for models that name it",
-                         b->device, major, minor, CAPABILITY_MIN / 10, CAPABILITY_MIN % 10);
-    error = cudaGetDeviceProperties(&properties, b->device);
+    error = cuda_limits_of_device(b->device, &limits);
+    if (error == cudaSuccess) {
+        const int r = check_limits(b, &limits);
+        if (r < 0)
+            return r;
+        error = cudaGetDeviceProperties(&properties, b->device);
+    }
     if (error != cudaSuccess) {
         cudaGetLastError();
         return cuda_fail(-ENODEV, "GPU %d cannot be used: %s", b->device,
@@ -137,10 +152,10 @@ static int find_device(struct infer_backend *b)
     }
     cudaDriverGetVersion(&driver);
     b->memory = properties.totalGlobalMem;
-    b->n_processors = (uint32_t)processors;
-    b->shared_bytes = (uint32_t)shared_bytes;
-    snprintf(b->name, sizeof b->name, "%.32s, %d SMs, driver %d.%d", properties.name, processors,
-             driver / 1000, driver % 1000 / 10);
+    b->n_processors = limits.processors;
+    b->shared_bytes = limits.shared_bytes;
+    snprintf(b->name, sizeof b->name, "%.32s, %u SMs, driver %d.%d", properties.name,
+             limits.processors, driver / 1000, driver % 1000 / 10);
     return 0;
 }
 

@@ -1,6 +1,7 @@
 /* cuda.h: the words that the files of the CUDA backend share.
  *
  *   backend.c       the entry point, its options, the device
+ *   code.c          which of the kernels' codes a device runs, and what it has for them
  *   plan.c          which plans are run; operations with their tensors found
  *   model.c         a plan laid out in device memory
  *   upload.c        rows of the file on their way there
@@ -67,12 +68,26 @@ extern "C" {
 #define CUDA_UNIT        64u /* columns of one unit of a tile; rows of W are padded to it */
 #define CUDA_ROWS_PAD    8u  /* rows of x of one tensor-core tile */
 #define CUDA_FEW_ROWS    16u /* rows of x up to which products are product.cu's */
-/* Shared memory that a block can have on devices of 8.0 and 9.0; those of 8.6 and 8.9, for one,
- * have 99 KiB. */
+/* Shared memory that a block can have on devices of 7.5, 8.0 and 9.0; those of 8.6 and 8.9, for
+ * one, have 99 KiB. */
+#define CUDA_SHARED_7_5 (64u << 10)
 #define CUDA_SHARED_8_0 (163u << 10)
 #define CUDA_SHARED_9_0 (227u << 10)
 
-/* ---- the device: probe.cu -------------------------------------------------------------------- */
+/* ---- the device: code.c, probe.cu ------------------------------------------------------------ */
+
+/* Compute capabilities are 10 times the number. */
+struct cuda_limits {
+    uint32_t capability; /* of the device */
+    uint32_t code;       /* of the code that it runs; 0: there is none that it can */
+    uint32_t processors;
+    uint32_t shared_bytes; /* of a block, at most */
+};
+cudaError_t cuda_limits_of_device(int device, struct cuda_limits *ret);
+cudaError_t cuda_limits_of(struct cuda_limits *ret); /* of the current one */
+/* What this backend was built with, and which of such codes a device runs. */
+const char *cuda_codes(void);
+uint32_t cuda_code_for(const char *codes, uint32_t capability);
 
 /* Bytes a second at which the current device's memory can be read; 0: it cannot be measured. Waits
  * for the device. */

@@ -11,6 +11,8 @@
 #ifndef INFERD_KERNELS_CUDA_DEVICE_CUH
 #define INFERD_KERNELS_CUDA_DEVICE_CUH
 
+#include "cuda/cuda.h"
+
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
@@ -21,11 +23,8 @@
  * and does not would read what is not yet there. */
 static inline bool cuda_overlaps(void)
 {
-    int device = 0, major = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) ==
-               cudaSuccess &&
-           major >= 9;
+    struct cuda_limits device;
+    return cuda_limits_of(&device) == cudaSuccess && device.code >= 90;
 }
 
 /* kernel<<<grid, block, shared_bytes, stream>>>(arguments...), which may start while the kernel

@@ -320,23 +320,6 @@ struct cuda_work {
 cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,
                                cudaStream_t stream);
 
-/* What the current device has. */
-struct cuda_limits {
-    uint32_t processors, shared_bytes;
-};
-static inline cudaError_t cuda_limits_of(cuda_limits *ret)
-{
-    int device = 0, processors = 0, shared_bytes = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess)
-        error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (error == cudaSuccess)
-        error =
-            cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    *ret = {(uint32_t)processors, (uint32_t)shared_bytes};
-    return error;
-}
-
 /* Which job a block works for. */
 static __device__ __forceinline__ uint32_t cuda_job_of(const cuda_work &work, uint32_t block)
 {

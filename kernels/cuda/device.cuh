@@ -5,9 +5,11 @@
  * same words come from an emulation that runs kernels on the processor, thread by thread, so that
  * their arithmetic is tested on machines without a GPU.
  *
- * Everything here means the same on every GPU from 8.0 on. What a GPU lacks is made of what it has:
+ * Everything here means the same on every GPU from 7.5 on. What a GPU lacks is made of what it has:
  * below 9.0 a kernel starts when the one before it has ended, and bulk copies are many small ones;
- * everywhere but on 9.0 products of four warps are products of each. */
+ * everywhere but on 9.0 products of four warps are products of each; and below 8.0 a tensor-core
+ * product is two of half as many columns, a barrier in shared memory a counter, and a copy that
+ * should be under way is done at once. */
 #ifndef INFERD_KERNELS_CUDA_DEVICE_CUH
 #define INFERD_KERNELS_CUDA_DEVICE_CUH
 
@@ -16,6 +18,14 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <stdint.h>
+
+/* What a block has of shared memory at most where this code runs: a kernel that takes more need not
+ * be compiled. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define CUDA_SHARED_MOST CUDA_SHARED_7_5
+#else
+#define CUDA_SHARED_MOST CUDA_SHARED_9_0
+#endif
 
 #ifdef __CUDACC__
 
@@ -104,10 +114,19 @@ static __device__ inline void cuda_let_next_start(void)
  * 1}, {row g + 8, the same}. */
 static __device__ inline void cuda_mma(float d[4], const uint32_t a[4], const uint32_t b[2])
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
                  "{%8,%9}, {%0,%1,%2,%3};"
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+#pragma unroll
+    for (uint32_t k = 0; k < 2; k++) /* columns 0 .. 7 of a, then 8 .. 15 */
+        asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, "
+                     "{%6}, {%0,%1,%2,%3};"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[2 * k]), "r"(a[2 * k + 1]), "r"(b[k]));
+#endif
 }
 
 /* 16, 8, 4 bytes that are read once and that no kernel before this one wrote. They may be read
@@ -115,9 +134,15 @@ static __device__ inline void cuda_mma(float d[4], const uint32_t a[4], const ui
 static __device__ inline uint4 cuda_stream16(const void *p)
 {
     uint4 v;
+#if __CUDA_ARCH__ >= 800
     asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(p));
+#else
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+#endif
     return v;
 }
 static __device__ inline uint2 cuda_stream8(const void *p)
@@ -147,18 +172,26 @@ static __device__ inline uint32_t cuda_and_or(uint32_t a, uint32_t mask, uint32_
  * cuda_copies_wait() says so, N groups younger than which may still be under way. */
 static __device__ inline void cuda_copy16(void *shared, const void *global)
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(shared)),
                  "l"(global)
                  : "memory");
+#else
+    *(uint4 *)shared = __ldcg((const uint4 *)global);
+#endif
 }
 static __device__ inline void cuda_copies_commit(void)
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
 }
 template <int N> static __device__ inline void cuda_copies_wait(void)
 {
+#if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
 }
 
 /* ---- between blocks that run at the same time --------------------------------------------------
@@ -200,16 +233,11 @@ static __device__ inline uint32_t cuda_shared_address(const void *shared)
 {
     return (uint32_t)__cvta_generic_to_shared(shared);
 }
+#if __CUDA_ARCH__ >= 800
 static __device__ inline void cuda_barrier_make(cuda_barrier *b, uint32_t count)
 {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(cuda_shared_address(b)), "r"(count)
                  : "memory");
-}
-static __device__ inline void cuda_barriers_made(void)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-#endif
 }
 static __device__ inline void cuda_barrier_arrive(cuda_barrier *b)
 {
@@ -217,31 +245,64 @@ static __device__ inline void cuda_barrier_arrive(cuda_barrier *b)
         "{ .reg .b64 token; mbarrier.arrive.shared.b64 token, [%0]; }" ::"r"(cuda_shared_address(b))
         : "memory");
 }
+/* Whether the phase of that parity is over. */
+static __device__ inline bool cuda_barrier_test(const cuda_barrier *b, uint32_t parity)
+{
+    uint32_t over;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(over)
+                 : "r"(cuda_shared_address(b)), "r"(parity)
+                 : "memory");
+#else
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p; }"
+                 : "=r"(over)
+                 : "r"(cuda_shared_address(b)), "r"(parity)
+                 : "memory");
+#endif
+    return over;
+}
+#else
+/* In state, low and high: how many have come since it was made, less than 2^32 in a kernel; count.
+ */
+static __device__ inline void cuda_barrier_make(cuda_barrier *b, uint32_t count)
+{
+    b->state = (uint64_t)count << 32;
+}
+static __device__ inline void cuda_barrier_arrive(cuda_barrier *b)
+{
+    asm volatile("red.release.cta.shared.add.u32 [%0], 1;" ::"r"(cuda_shared_address(b))
+                 : "memory");
+}
+static __device__ inline bool cuda_barrier_test(const cuda_barrier *b, uint32_t parity)
+{
+    uint32_t come;
+    asm volatile("ld.acquire.cta.shared.u32 %0, [%1];"
+                 : "=r"(come)
+                 : "r"(cuda_shared_address(b))
+                 : "memory");
+    return (come / (uint32_t)(b->state >> 32) & 1) != parity;
+}
+#endif
+static __device__ inline void cuda_barriers_made(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#endif
+}
 /* Until the phase of that parity is over; what those who came had written is then seen. */
 static __device__ inline void cuda_barrier_wait(cuda_barrier *b, uint32_t parity)
 {
-    uint32_t over = 0;
-    while (!over) {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p; }"
-                     : "=r"(over)
-                     : "r"(cuda_shared_address(b)), "r"(parity)
-                     : "memory");
-#else
-        asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2;\n"
-                     "selp.u32 %0, 1, 0, p; }"
-                     : "=r"(over)
-                     : "r"(cuda_shared_address(b)), "r"(parity)
-                     : "memory");
-#endif
-    }
+    while (!cuda_barrier_test(b, parity))
+        ;
 }
 
 /* Copies of many bytes to shared memory that a barrier waits for, by all lanes of one warp: open
  * with the sum of their bytes, the copies (of multiples of 16 bytes), close. The barrier counts
  * CUDA_BULK_COUNT for it. */
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 || __CUDA_ARCH__ < 800
 #define CUDA_BULK_COUNT 1u
 #else
 #define CUDA_BULK_COUNT 32u
@@ -272,7 +333,11 @@ static __device__ inline void cuda_bulk_copy(void *shared, const void *global, u
 }
 static __device__ inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
 {
-#if __CUDA_ARCH__ < 900
+#if __CUDA_ARCH__ < 800
+    __syncwarp();
+    if (lane == 0)
+        cuda_barrier_arrive(b);
+#elif __CUDA_ARCH__ < 900
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(cuda_shared_address(b))
                  : "memory");
 #endif

@@ -70,14 +70,16 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, 2)
 {
     const cuda_piece &piece = s.pieces[blockIdx.y];
     const uint32_t n_pairs = piece.n_rows * (c.n_heads / c.n_kv_heads);
-    if (piece.n_rows == 0)
-        cuda_wait();
-    else if (piece.n_rows <= narrow_rows)
-        run_narrow<KT, VT, KU, KU / 2, true>(c, a, s, piece);
-    else if (n_pairs <= ATTEND_WARPS * CUDA_PAIRS)
-        run_wide<KT, VT, KU, 1>(c, a, s, piece);
-    else
-        run_wide<KT, VT, KU, 2>(c, a, s, piece);
+    if constexpr (wide_shared<KU>::bytes <= CUDA_SHARED_MOST) {
+        if (piece.n_rows == 0)
+            cuda_wait();
+        else if (piece.n_rows <= narrow_rows)
+            run_narrow<KT, VT, KU, KU / 2, true>(c, a, s, piece);
+        else if (n_pairs <= ATTEND_WARPS * CUDA_PAIRS)
+            run_wide<KT, VT, KU, 1>(c, a, s, piece);
+        else
+            run_wide<KT, VT, KU, 2>(c, a, s, piece);
+    }
 }
 
 /* ---- merge ----------------------------------------------------------------------------------- */
@@ -170,6 +172,11 @@ static __global__ void finish_rows(const cuda_packed to)
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
+size_t cuda_wide_bytes(const struct cuda_cache *cache)
+{
+    return cache->dim_k == 64 ? wide_shared<2>::bytes : wide_shared<4>::bytes;
+}
+
 size_t cuda_partial_bytes(const struct cuda_cache *cache, uint32_t n_partials)
 {
     return (size_t)n_partials * cache->n_heads * (cache->dim_v + 2) * sizeof(float);
@@ -197,7 +204,7 @@ static cudaError_t start_exact(const cuda_cache *cache, const struct cuda_attend
 {
     constexpr int blocks = KU == 4 ? 3 : 4;
     const size_t shared = narrow_shared_bytes(cache->dim_k, cache->dim_v);
-    if (step->n_rows > CUDA_NARROW_ROWS)
+    if (step->n_rows > CUDA_NARROW_ROWS && !cache->narrow)
         return start(attend_wide<T, T, KU>, max(shared, wide_shared<KU>::bytes), cache, attend,
                      step, stream, cuda_piece_rows(cache));
     return start(attend_narrow<T, T, KU, KU / 2, true, blocks>, shared, cache, attend, step,
@@ -215,7 +222,7 @@ static cudaError_t start_type(const cuda_cache *cache, const struct cuda_attend 
 static cudaError_t start_pieces(const cuda_cache *cache, const struct cuda_attend *attend,
                                 const cuda_step *step, cudaStream_t stream)
 {
-    if (cuda_wide_rows(cache) == 0)
+    if (!cuda_heads_known(cache))
         return start(
             attend_narrow<CACHE_ANY, CACHE_ANY, CACHE_DIM_MAX / 32, CACHE_DIM_MAX / 64, false, 1>,
             narrow_shared_bytes(cache->dim_k, cache->dim_v), cache, attend, step, stream);

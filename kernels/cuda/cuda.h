@@ -332,7 +332,15 @@ struct cuda_cache {
     uint32_t k_type, v_type;
     size_t key_bytes, value_bytes; /* of 16 keys, values of one head */
     size_t head_bytes, layer_bytes, page_bytes;
+    /* No piece is wide: the device has less shared memory than cuda_wide_bytes(). */
+    bool narrow;
 };
+
+/* Whether there are kernels for heads of just this size; else one for any takes them. */
+static inline bool cuda_heads_known(const struct cuda_cache *cache)
+{
+    return cache->dim_k == cache->dim_v && (cache->dim_k == 64 || cache->dim_k == 128);
+}
 
 /* Fills all but pages. -ENOTSUP: types or sizes that this backend does not keep. */
 int cuda_cache_init(struct cuda_cache *ret, const struct infer_shape *shape,
@@ -380,6 +388,8 @@ static inline uint32_t cuda_piece_rows(const struct cuda_cache *cache)
 
 /* Most rows of a wide piece; 0 where there are none. */
 uint32_t cuda_wide_rows(const struct cuda_cache *cache);
+/* Shared memory of a block with one. */
+size_t cuda_wide_bytes(const struct cuda_cache *cache);
 
 /* Bytes of partial results for so many partials: per partial and query head a maximum, a sum and
  * dim_v values, float32. A partial is one chunk of one row: a piece whose `partial` is P writes row

@@ -278,6 +278,7 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     if (r >= 0)
         r = cuda_cache_init(&m->cache, &plan->shape, state);
     if (r >= 0) {
+        m->cache.narrow = cuda_wide_bytes(&m->cache) > b->shared_bytes;
         measure(m);
         r = measure_blocks(m, ret_sizes);
     }

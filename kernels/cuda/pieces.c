@@ -33,8 +33,8 @@ static uint32_t divide_up(uint32_t n, uint32_t by)
 
 uint32_t cuda_wide_rows(const struct cuda_cache *cache)
 {
-    bool fits = cache->dim_k == cache->dim_v && (cache->dim_k == 64 || cache->dim_k == 128);
-    return fits ? WIDE_TILES * CUDA_PAIRS / per_kv(cache) : 0;
+    const bool some = cuda_heads_known(cache) && !cache->narrow;
+    return some ? WIDE_TILES * CUDA_PAIRS / per_kv(cache) : 0;
 }
 
 /* Pieces per key head that give every processor two blocks. */

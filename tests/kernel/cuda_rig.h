@@ -135,6 +135,7 @@ struct rig {
     const struct shape *shape;
     struct infer_shape model;
     struct infer_rope rope;
+    struct cuda_limits device;
     struct cuda_cache cache;
     float inv_freq[DIM_MAX / 2], q_norm[DIM_MAX], k_norm[DIM_MAX];
     struct sequence seqs[SEQS_MAX];
@@ -350,6 +351,8 @@ static inline void make_rig(struct rig *r, const struct shape *shape, uint32_t k
     r->shape = shape;
     r->model = model_of(shape);
     assert_int_equal(cuda_cache_init(&r->cache, &r->model, &state), 0);
+    must(cuda_limits_of(&r->device));
+    r->cache.narrow = cuda_wide_bytes(&r->cache) > r->device.shared_bytes;
     for (uint32_t p = 0; p < shape->rope_dims / 2; p++)
         r->inv_freq[p] = powf(10000.0f, -2.0f * (float)p / (float)shape->rope_dims);
     for (uint32_t d = 0; d < shape->dim_k; d++) {
@@ -468,7 +471,7 @@ static inline void run_kernels(struct rig *r, struct step_host *h)
     to_device(r->d_seqs, h->seqs, sizeof h->seqs);
     to_device(r->d_pieces, h->pieces, sizeof(struct cuda_piece) * h->n_pieces);
     to_device(r->d_merges, h->merges, sizeof(struct cuda_merge) * h->n_merges);
-    r->packed.tiles = cuda_packed_tiles(h->n_rows, CUDA_SHARED_9_0);
+    r->packed.tiles = cuda_packed_tiles(h->n_rows, r->device.shared_bytes);
     const struct cuda_step step = {.row_seq = r->d_row_seq,
                                    .row_position = r->d_row_position,
                                    .seqs = r->d_seqs,

@@ -68,6 +68,7 @@ static void test_cut(void **state)
         uint32_t n = draw_between(1, i % 2 ? 64 : 3), row = 0;
         s.n_pages = draw_between(1, 20000);
         assert_int_equal(cuda_cache_init(&c, &model, &s), 0);
+        c.narrow = i % 5 == 0;
         for (uint32_t j = 0; j < n; j++) {
             uint32_t rows = draw() % 3 ? 1 : draw_between(1, n > 3 ? 30 : 500);
             seqs[j] = (struct cuda_seq){row, rows, draw() % 2 ? draw() % 9000 : draw() % 200, 0};

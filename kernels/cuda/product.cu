@@ -36,7 +36,11 @@
  *
  * The partial sums meet in shared memory, where further warps add them, one lane per result, in the
  * order that product.cuh fixes, while the others are at the next pair. With more rows
- * product_many.cu takes over, after 16. */
+ * product_many.cu takes over, after 16.
+ *
+ * Where a block has 64 KiB of shared memory, in which two tiles of x leave room for a ring of
+ * smaller slots and one does not for its larger ones, few rows have two as well; and 16 rows by
+ * CUDA_F16 one place for partial sums. */
 #include "cuda/product_few.cuh"
 
 #define ENDS    2u /* warps at most that finish, each its share of the rows of x */
@@ -239,16 +243,17 @@ static __device__ __forceinline__ void finish(const cuda_work &work, const cuda_
 
 /* The partial sums of a block's pairs, one after the other, by one of the warps that multiply. */
 template <uint32_t FORMAT, int NT, bool COPIED>
-static __device__ __forceinline__ void
-multiply_pairs(const cuda_work &work, stream<FORMAT, NT> *w, uint32_t n_units,
-               const x_source<NT, COPIED> &x, float *partial, meeting *meet, uint32_t lane)
+static __device__ __forceinline__ void multiply_pairs(const cuda_work &work, stream<FORMAT, NT> *w,
+                                                      uint32_t n_units,
+                                                      const x_source<NT, COPIED> &x, float *partial,
+                                                      uint32_t places, meeting *meet, uint32_t lane)
 {
-    place to;
+    place to = {places};
     for (uint32_t block = blockIdx.x, i = 0; block < work.n_blocks;
          block += gridDim.x, i++, to.next()) {
         float acc[NT][4] = {};
         segment_sum<FORMAT, NT, COPIED>(acc, w, n_units, x, lane);
-        if (i >= FEW_PLACES)
+        if (i >= places)
             cuda_barrier_wait(&meet->freed[to.at], to.parity ^ 1);
         partial_store<NT>(partial + to.at * work.n_rows * FEW_REST, acc, work.n_rows, lane);
         __syncwarp();
@@ -266,10 +271,10 @@ template <int NT> static __host__ __device__ inline uint32_t ends_of(uint32_t n_
 /* The same pairs' ends, by one of these: rows first, first + step, ... of x. */
 template <int NT>
 static __device__ __forceinline__ void finish_pairs(const cuda_work &work, const float *partial,
-                                                    meeting *meet, uint32_t first, uint32_t step,
-                                                    uint32_t lane)
+                                                    uint32_t places, meeting *meet, uint32_t first,
+                                                    uint32_t step, uint32_t lane)
 {
-    place from;
+    place from = {places};
     for (uint32_t block = blockIdx.x; block < work.n_blocks; block += gridDim.x, from.next()) {
         const cuda_job &job = work.jobs[cuda_job_of(work, block)];
         const uint32_t pair = block - job.first_block;
@@ -292,10 +297,11 @@ static __device__ __forceinline__ void finish_pairs(const cuda_work &work, const
 }
 
 /* A block's pairs are blockIdx.x, blockIdx.x + gridDim.x, ... of all that the jobs have. A ring has
- * `slots`; a row of x takes `x_bytes` of a segment. */
+ * `slots`, partial sums have `places`; a row of x takes `x_bytes` of a segment. */
 template <uint32_t FORMAT, int NT, bool COPIED>
 static __global__ void __launch_bounds__(THREADS, 1)
-    multiply_few(const __grid_constant__ cuda_work work, uint32_t slots, uint32_t x_bytes)
+    multiply_few(const __grid_constant__ cuda_work work, uint32_t slots, uint32_t places,
+                 uint32_t x_bytes)
 {
     CUDA_SHARED(uint8_t, shared);
     using of = ring_of<FORMAT, NT>;
@@ -307,8 +313,8 @@ static __global__ void __launch_bounds__(THREADS, 1)
     cuda_barrier *full = (cuda_barrier *)(shared + FEW_WARPS * slots * of::slot_bytes);
     meeting *meet = (meeting *)(full + FEW_WARPS * slots);
     float *partial = (float *)(meet + 1);
-    uint8_t *own_x = (uint8_t *)(partial + FEW_PLACES * work.n_rows * FEW_REST) +
-                     segment * work.n_rows * x_bytes;
+    uint8_t *own_x =
+        (uint8_t *)(partial + places * work.n_rows * FEW_REST) + segment * work.n_rows * x_bytes;
 
     const uint32_t ends = ends_of<NT>(work.n_rows);
     if (threadIdx.x == 32 * FEW_WARPS) {
@@ -322,7 +328,7 @@ static __global__ void __launch_bounds__(THREADS, 1)
         cuda_let_next_start();
         cuda_wait();
         __syncthreads();
-        finish_pairs<NT>(work, partial, meet, warp - FEW_WARPS, ends, lane);
+        finish_pairs<NT>(work, partial, places, meet, warp - FEW_WARPS, ends, lane);
         return;
     }
     full += warp * slots;
@@ -343,16 +349,18 @@ static __global__ void __launch_bounds__(THREADS, 1)
         cuda_copies_wait<0>();
     }
     __syncthreads();
-    const x_source<NT, COPIED> x = x_of<NT, COPIED>(own_x, work, unit, x_bytes, lane);
-    multiply_pairs<FORMAT, NT, COPIED>(work, &w, n_units, x, partial + 32 * segment + 16 * tile,
-                                       meet, lane);
+    if constexpr (NT > 1 || CUDA_SHARED_MOST > CUDA_SHARED_7_5) { /* else nobody launches it */
+        const x_source<NT, COPIED> x = x_of<NT, COPIED>(own_x, work, unit, x_bytes, lane);
+        multiply_pairs<FORMAT, NT, COPIED>(work, &w, n_units, x, partial + 32 * segment + 16 * tile,
+                                           places, meet, lane);
+    }
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
 
 template <uint32_t FORMAT, int NT, bool COPIED>
 static cudaError_t launch_few_as(const cuda_work &work, uint32_t shared_bytes, uint32_t slots,
-                                 uint32_t n_blocks, cudaStream_t stream)
+                                 uint32_t places, uint32_t n_blocks, cudaStream_t stream)
 {
     auto kernel = multiply_few<FORMAT, NT, COPIED>;
     cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -360,41 +368,43 @@ static cudaError_t launch_few_as(const cuda_work &work, uint32_t shared_bytes, u
     if (error != cudaSuccess)
         return error;
     return cuda_launch(kernel, dim3(n_blocks), dim3(32 * (FEW_WARPS + ends_of<NT>(work.n_rows))),
-                       shared_bytes, stream, work, slots, x_row_bytes(work.jobs[0].units));
+                       shared_bytes, stream, work, slots, places, x_row_bytes(work.jobs[0].units));
 }
 
 template <uint32_t FORMAT, int NT>
-static cudaError_t launch_few(const cuda_work &work, cudaStream_t stream)
+static cudaError_t launch_few(const cuda_work &work, const cuda_limits &device, cudaStream_t stream)
 {
     using ring = ring_of<FORMAT, NT>;
-    cuda_limits device;
-    cudaError_t error = cuda_limits_of(&device);
-    if (error != cudaSuccess)
-        return error;
     const uint32_t n_blocks = min(work.n_blocks, device.processors);
     const uint32_t slot = FEW_WARPS * (ring::slot_bytes + (uint32_t)sizeof(cuda_barrier));
-    const uint32_t other =
-        (uint32_t)sizeof(meeting) + FEW_PLACES * work.n_rows * FEW_REST * (uint32_t)sizeof(float);
+    const uint32_t place_bytes = work.n_rows * FEW_REST * (uint32_t)sizeof(float);
+    uint32_t places = FEW_PLACES, other = (uint32_t)sizeof(meeting) + places * place_bytes;
     const size_t x_bytes = (size_t)CUDA_SEGMENTS * work.n_rows * x_row_bytes(work.jobs[0].units);
     /* More than half of a processor's memory, so that no second product's block comes beside. */
     const uint32_t least = device.shared_bytes / 2 + 1024;
+    for (; places > 1 && other + slot > device.shared_bytes; places--)
+        other -= place_bytes;
     if (other + slot > device.shared_bytes)
         return cudaErrorInvalidConfiguration;
     uint32_t slots = min((device.shared_bytes - other) / slot, ring::n_most);
     const size_t bytes = other + slots * slot + x_bytes;
     if (bytes <= device.shared_bytes)
-        return launch_few_as<FORMAT, NT, true>(work, max((uint32_t)bytes, least), slots, n_blocks,
-                                               stream);
-    return launch_few_as<FORMAT, NT, false>(work, max(other + slots * slot, least), slots, n_blocks,
-                                            stream);
+        return launch_few_as<FORMAT, NT, true>(work, max((uint32_t)bytes, least), slots, places,
+                                               n_blocks, stream);
+    return launch_few_as<FORMAT, NT, false>(work, max(other + slots * slot, least), slots, places,
+                                            n_blocks, stream);
 }
 
 static cudaError_t multiply_few_rows(const cuda_work &work, uint32_t format, cudaStream_t stream)
 {
-    if (work.n_rows <= 8) {
-        CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 1>(work, stream)))
+    cuda_limits device;
+    cudaError_t error = cuda_limits_of(&device);
+    if (error != cudaSuccess)
+        return error;
+    if (work.n_rows <= 8 && device.shared_bytes > CUDA_SHARED_7_5) {
+        CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 1>(work, device, stream)))
     } else if (work.n_rows <= CUDA_FEW_ROWS) {
-        CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 2>(work, stream)))
+        CUDA_FOR_FORMAT(format, return (launch_few<FORMAT, 2>(work, device, stream)))
     }
     return cudaErrorInvalidValue;
 }

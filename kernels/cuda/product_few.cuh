@@ -13,7 +13,7 @@
 #include "cuda/product.cuh"
 
 #define FEW_WARPS  (2 * CUDA_SEGMENTS) /* that multiply */
-#define FEW_PLACES 2u                  /* for the partial sums of as many pairs */
+#define FEW_PLACES 2u                  /* for the partial sums of as many pairs, where they fit */
 /* Floats between the partial sums of two rows of x in shared memory: a pair's 32 rows of W for each
  * segment, and 4 that keep what a warp writes at a time out of each other's banks. */
 #define FEW_REST (32 * CUDA_SEGMENTS + 4)
@@ -73,7 +73,7 @@ static __device__ __forceinline__ void partial_store(float *partial, const float
         float *at = partial + row * FEW_REST + lane / 4;
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            if (n == NT - 1 && row + i >= n_rows)
+            if (row + i >= n_rows)
                 continue;
             at[i * FEW_REST] = acc[n][i];
             at[i * FEW_REST + 8] = acc[n][i + 2];
@@ -123,14 +123,14 @@ struct meeting {
     cuda_barrier summed[FEW_PLACES], freed[FEW_PLACES];
 };
 
-/* Which of the places a block's next pair has, and how often it was used before. */
+/* Which of n places a block's next pair has, and how often it was used before. */
 struct place {
-    uint32_t at = 0, parity = 0;
+    uint32_t n = FEW_PLACES, at = 0, parity = 0;
 
     __device__ __forceinline__ void next()
     {
-        parity ^= at + 1 == FEW_PLACES;
-        at = at + 1 == FEW_PLACES ? 0 : at + 1;
+        parity ^= at + 1 == n;
+        at = at + 1 == n ? 0 : at + 1;
     }
 };
 

@@ -94,6 +94,7 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     static constexpr uint32_t sums_fours = NT * tiles * 32;
     static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 7) * sizeof(cuda_barrier);
     static constexpr uint32_t other_bytes = result_bytes + barrier_bytes;
+    static constexpr uint32_t least_bytes = other_bytes + 2 * stage_bytes;
     static_assert(half_bytes % 128 == 0 && result_bytes % 128 == 0, "where bulk copies go");
 };
 
@@ -646,7 +647,9 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
     }
     cuda_let_next_start();
     __syncthreads();
-    if (warp >= shape::warps) {
+    if constexpr (shape::least_bytes > CUDA_SHARED_MOST) {
+        return; /* nobody launches it */
+    } else if (warp >= shape::warps) {
         cuda_group_fewer_registers<shape::copying_registers>();
         if (warp - shape::warps < HALVES)
             copy_all<FORMAT, NT, HALVES>(work, by, ring, all, stages, warp - shape::warps, lane);

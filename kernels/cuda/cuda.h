@@ -445,6 +445,8 @@ struct cuda_drawn {
     struct infer_logprob top[INFER_TOP_MAX];
 };
 
+/* Shared memory of a block, at most. */
+size_t cuda_sample_shared_bytes(uint32_t n_vocab);
 /* Working memory for max_outputs outputs. */
 size_t cuda_sample_scratch_bytes(uint32_t n_vocab, uint32_t max_outputs);
 /* Everything in device memory. Same results as ref/sample.h, but for the rounding of sums. The

@@ -254,6 +254,20 @@ static int measure_blocks(struct infer_backend_model *m, struct sizes *ret)
     return 0;
 }
 
+/* Attention has another way where there is little shared memory; drawing has none. */
+static int check_shared(struct infer_backend_model *m)
+{
+    const uint32_t n_vocab = m->plan->shape.n_vocab, has = m->backend->shared_bytes;
+    const size_t needed = m->state.max_outputs ? cuda_sample_shared_bytes(n_vocab) : 0;
+    m->cache.narrow = cuda_wide_bytes(&m->cache) > has;
+    if (needed <= has)
+        return 0;
+    return cuda_fail(-ENOTSUP,
+                     "to draw one of %u tokens takes %zu KiB of shared memory, of which GPU %d has "
+                     "%u; use device = cpu for this model",
+                     n_vocab, needed >> 10, m->backend->device, has >> 10);
+}
+
 /* The tables of a plan, checked; nothing on the device yet. */
 static int prepare(struct infer_backend *b, const struct infer_plan *plan,
                    const struct infer_state_config *state, struct infer_backend_model **ret,
@@ -277,8 +291,9 @@ static int prepare(struct infer_backend *b, const struct infer_plan *plan,
     r = cuda_plan_check(plan, state, m->tensors);
     if (r >= 0)
         r = cuda_cache_init(&m->cache, &plan->shape, state);
+    if (r >= 0)
+        r = check_shared(m);
     if (r >= 0) {
-        m->cache.narrow = cuda_wide_bytes(&m->cache) > b->shared_bytes;
         measure(m);
         r = measure_blocks(m, ret_sizes);
     }

@@ -713,6 +713,12 @@ extern "C" size_t cuda_sample_scratch_bytes(uint32_t n_vocab, uint32_t max_outpu
     return work_layout(&work, n_vocab, max_outputs, NULL);
 }
 
+/* With what sample_finish has besides. */
+extern "C" size_t cuda_sample_shared_bytes(uint32_t n_vocab)
+{
+    return finish_shared_bytes(divided_up(n_vocab, SAMPLE_SEGMENT)) + 2048;
+}
+
 extern "C" cudaError_t cuda_sample(const float *logits, size_t stride, uint32_t n_vocab,
                                    const struct cuda_output *outputs, uint32_t n_outputs,
                                    const struct infer_logit_bias *bias, const int32_t *seen,

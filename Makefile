@@ -128,11 +128,11 @@ endef
 $(foreach b,$(backends),$(eval $(call backend_rule,$(b))))
 
 # ---- CUDA --------------------------------------------------------------------------------------
-# Machine code for the H200's family, and PTX, which the driver compiles for others: those from
-# compute capability 8.0 on, which have the tensor-core instruction and the asynchronous copies, and
-# newer ones than 9.0, whose kernels may start early and so must know how to wait.
+# Machine code for the H200's family, and PTX, which the driver compiles for others: 7.5, the oldest
+# that is used, 8.0, from where on there are larger products and asynchronous copies, and newer ones
+# than 9.0, whose kernels may start early and so must know how to wait.
 
-CUDA_CODE ?= sm_90a compute_80 compute_90
+CUDA_CODE ?= sm_90a compute_75 compute_80 compute_90
 cuda_arch = $(patsubst compute_%,%,$(patsubst sm_%,%,$(1)))
 cuda_codes := $(foreach c,$(CUDA_CODE),-gencode arch=compute_$(call cuda_arch,$(c))$(comma)code=$(c))
 cuda_include := $(if $(filter-out /usr,$(cuda_home)),-isystem $(cuda_home)/include)

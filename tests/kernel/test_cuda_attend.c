@@ -130,6 +130,19 @@ static void test_codes(void **state)
             check_shape(&shapes[some[i]], t);
 }
 
+/* Heads of 64 and 128 where a block has 64 KiB of shared memory: wide pieces of the former alone.
+ */
+static void test_little_memory(void **state)
+{
+#ifndef CUDA_EMULATED
+    skip(); /* what the GPU has is what all tests have */
+#endif
+    setenv("INFERD_CUDA_EMULATED", "capability=75", 1);
+    for (size_t i = 2; i < 4; i++)
+        check_shape(&shapes[i], i - 2);
+    unsetenv("INFERD_CUDA_EMULATED");
+}
+
 /* Cuts that cuda_cut would not make: pieces of one and of several chunks in one merge. */
 static void test_uneven_pieces(void **state)
 {
@@ -168,6 +181,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_f16),
         cmocka_unit_test(test_codes),
+        cmocka_unit_test(test_little_memory),
         cmocka_unit_test(test_uneven_pieces),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

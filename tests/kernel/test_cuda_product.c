@@ -484,6 +484,19 @@ static void same(const struct product *p, const struct result *a, const struct r
                  ref_type_name(p->w->type), p->finish, n, way.tiles, (int)way.way, ROWS_MAX);
 }
 
+static uint32_t shared_bytes(void)
+{
+    struct cuda_limits device;
+    must(cuda_limits_of(&device));
+    return device.shared_bytes;
+}
+
+/* Whether the device has the shared memory for it. */
+static bool is_taken(struct way way)
+{
+    return way.tiles <= 4 || shared_bytes() >= (way.tiles == 8 ? CUDA_SHARED_9_0 : CUDA_SHARED_8_0);
+}
+
 /* All rows at once are right, and any number of them by any way is the same. */
 static void sweep(const struct product *p)
 {
@@ -497,9 +510,12 @@ static void sweep(const struct product *p)
         {{8, CUDA_WIDE}, 64},     {{16, CUDA_WIDE}, 5},    {{16, CUDA_DEEP}, ROWS_MAX},
         {{16, CUDA_FASTEST}, 65}, {{4, CUDA_WIDE}, 70},    {{4, CUDA_LEAN}, 40},
     };
-    struct result all = run(p, (struct way){16, CUDA_WIDE}, ROWS_MAX);
+    const struct way best = {cuda_packed_tiles(ROWS_MAX, shared_bytes()), CUDA_WIDE};
+    struct result all = run(p, best, ROWS_MAX);
     check(p, &all, ROWS_MAX);
     for (size_t i = 0; i < sizeof runs / sizeof runs[0]; i++) {
+        if (!is_taken(runs[i].way))
+            continue;
         struct result some = run(p, runs[i].way, runs[i].n);
         same(p, &all, &some, runs[i].n, runs[i].way);
         result_free(&some);
@@ -582,7 +598,7 @@ static void test_together(void **state)
     for (size_t k = 0; k < sizeof counts / sizeof counts[0]; k++) {
         uint32_t n = counts[k];
         struct cuda_product products[3];
-        struct way way = {cuda_packed_tiles(n, CUDA_SHARED_9_0), CUDA_FASTEST};
+        struct way way = {cuda_packed_tiles(n, shared_bytes()), CUDA_FASTEST};
         struct cuda_packed packed = pack(x, n, cols, way.tiles);
         float *device_bias = to_device(bias, 24 * sizeof *bias);
         for (int i = 0; i < 3; i++) {
@@ -617,13 +633,26 @@ static void test_together(void **state)
     free(bias);
 }
 
+/* Where a block has 64 KiB of shared memory; one processor, whose block takes all pairs. */
+static void test_little_memory(void **state)
+{
+#ifndef CUDA_EMULATED
+    skip(); /* what the GPU has is what all tests have */
+#endif
+    setenv("INFERD_CUDA_EMULATED", "sms=1,capability=75", 1);
+    assert_int_equal(shared_bytes(), CUDA_SHARED_7_5);
+    for (size_t i = 0; i < N_FORMATS; i++)
+        sweep_shape(one_of_each_format[i], 72, 768, i % 3 ? STORE : GATED);
+    setenv("INFERD_CUDA_EMULATED", "sms=3", 1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats),       cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_mxfp4_range),   cmocka_unit_test(test_products),
         cmocka_unit_test(test_long_products), cmocka_unit_test(test_tall_products),
-        cmocka_unit_test(test_together),
+        cmocka_unit_test(test_together),      cmocka_unit_test(test_little_memory),
     };
     /* Emulated: so few processors that blocks take one pair of tiles after another. */
     setenv("INFERD_CUDA_EMULATED", "sms=3", 0);

@@ -196,18 +196,36 @@ static void test_cpu(void **state)
         check_recipe(&recipes[chosen[i]], "cpu", REQUESTS_MAX, CPU_BATCHES);
 }
 
-static void test_cuda(void **state)
+static bool is_real(void)
 {
     const char *cuda = getenv("INFERD_TEST_CUDA");
-    const bool real = cuda && strcmp(cuda, "1") == 0;
+    return cuda && strcmp(cuda, "1") == 0;
+}
+
+static void test_cuda(void **state)
+{
+    const bool real = is_real();
     for (size_t i = 0; i < 2; i++)
         check_recipe(&recipes[chosen[i]], real ? "cuda" : "cuda-emulated", real ? REQUESTS_MAX : 5,
                      real ? 1000 : EMULATED_BATCHES);
 }
 
+/* Where a block has 64 KiB of shared memory. */
+static void test_little_memory(void **state)
+{
+    if (is_real()) {
+        print_message("skip - what the GPU has is what all tests have\n");
+        skip();
+    }
+    setenv("INFERD_CUDA_EMULATED", "capability=75", 1);
+    check_recipe(&recipes[chosen[0]], "cuda-emulated", 2, EMULATED_BATCHES / 4);
+    unsetenv("INFERD_CUDA_EMULATED");
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cpu), cmocka_unit_test(test_cuda)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_cpu), cmocka_unit_test(test_cuda),
+                                       cmocka_unit_test(test_little_memory)};
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

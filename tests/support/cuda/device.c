@@ -67,6 +67,11 @@ const char *cudaGetErrorName(cudaError_t error)
 }
 /* ---- the device ------------------------------------------------------------------------------ */
 
+size_t emulated_shared(void)
+{
+    return emulated_setting("capability", 90) < 80 ? (size_t)64 << 10 : EMULATED_SHARED_MAX;
+}
+
 static size_t memory_total(void)
 {
     return emulated_setting("memory", (uint64_t)4 << 30);
@@ -134,8 +139,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     snprintf(prop->name, sizeof prop->name, "emulated");
     prop->totalGlobalMem = memory_total();
     prop->sharedMemPerBlock = EMULATED_SHARED_DEFAULT;
-    prop->sharedMemPerBlockOptin = EMULATED_SHARED_MAX;
-    prop->sharedMemPerMultiprocessor = EMULATED_SHARED_MAX + 1024;
+    prop->sharedMemPerBlockOptin = emulated_shared();
+    prop->sharedMemPerMultiprocessor = prop->sharedMemPerBlockOptin + 1024;
     prop->regsPerBlock = 65536;
     prop->warpSize = 32;
     prop->maxThreadsPerBlock = 1024;

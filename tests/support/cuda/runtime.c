@@ -10,9 +10,9 @@
  * synchronous calls while a stream is being captured.
  *
  * INFERD_CUDA_EMULATED="devices=0,memory=268435456,sms=4,fail=100" changes the machine: how many
- * devices, bytes of memory, multiprocessors; capability=75: 7.5 (all else stays); fail=N: the Nth
- * kernel from now on hits an illegal address, after which every call fails, as on a lost device;
- * hang=N: it does not end.
+ * devices, bytes of memory, multiprocessors; capability=75: 7.5, with 64 KiB of shared memory a
+ * block; fail=N: the Nth kernel from now on hits an illegal address, after which every call fails,
+ * as on a lost device; hang=N: it does not end.
  *
  * Threads: any; one lock around everything, kernels included. */
 #include "runtime.h"
@@ -269,7 +269,8 @@ cudaError_t emulated_enqueue(const struct emulated_launch *launch, cudaStream_t 
         (uint64_t)b->x * b->y * b->z > 1024 || !launch->together || launch->together > 8 ||
         g->x % launch->together || (uint64_t)b->x * b->y * b->z * launch->together > 4096)
         return emulated_leave(cudaErrorInvalidConfiguration);
-    if (launch->shared_bytes > shared_allowed(launch->kernel))
+    if (launch->shared_bytes > shared_allowed(launch->kernel) ||
+        launch->shared_bytes > emulated_shared())
         return emulated_leave(cudaErrorInvalidValue);
     op = emulated_op_new(OP_LAUNCH);
     arguments = emulated_must(malloc(launch->arguments_bytes));
@@ -284,7 +285,7 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
     struct attribute *a;
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return emulated_result(cudaSuccess);
-    if (value < 0 || (size_t)value > EMULATED_SHARED_MAX)
+    if (value < 0 || (size_t)value > emulated_shared())
         return emulated_result(cudaErrorInvalidValue);
     emulated_enter();
     for (a = attributes; a && a->kernel != function; a = a->next)

@@ -76,6 +76,8 @@ extern cudaError_t emulated_lost; /* after which nothing works */
 
 /* A number of INFERD_CUDA_EMULATED. */
 uint64_t emulated_setting(const char *name, uint64_t otherwise);
+/* Bytes of shared memory that a block can have. */
+size_t emulated_shared(void);
 
 /* What every call does: takes the lock, false when the device is lost; gives the lock back and
  * keeps the error for cudaGetLastError(). emulated_result(): the latter alone. */

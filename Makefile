@@ -17,6 +17,7 @@
 #
 # SAN=1 builds with AddressSanitizer and UBSan into build/san; CC=clang into build/clang.
 # CUDA=0 skips nvcc even where it is found; CUDA_CODE says for which GPUs it makes code.
+# EXTRA_CFLAGS="-O0 ..." has the last word on how C and C++ are compiled.
 # V=1 shows the commands.
 
 VERSION := 0.1.0
@@ -50,7 +51,7 @@ common := -g -O2 -fPIC -fvisibility=hidden -fno-math-errno -D_GNU_SOURCE -DINFER
           -Iinclude $(warnings) $(san) -MMD -MP $(EXTRA_CFLAGS)
 daemon_cflags := -std=gnu11 -Idaemon $(common)
 client_cflags := -std=c99 $(common)
-kernel_cflags := -std=gnu11 -O3 -Ikernels $(common) -O3 $(if $(san),-O1)
+kernel_cflags := -std=gnu11 -Ikernels $(common) $(if $(san),-O1,-O3) $(EXTRA_CFLAGS)
 ldflags := $(san) -Wl,--as-needed -Wl,-z,relro,-z,now
 # Where a bundle has the libraries of its programs. RPATH, not RUNPATH: it holds for what they need.
 own_libraries := -Wl,--disable-new-dtags -Wl,-rpath,'$$ORIGIN:$$ORIGIN/../lib/inferd:$$ORIGIN/../lib'
@@ -177,6 +178,7 @@ emulated_include := -Itests/support -Itests/support/cuda/include
 # gigabytes.
 emulated_include += $(if $(san),$(if $(findstring clang,$(CC)),-fsanitize-address-use-after-return=never,--param asan-use-after-return=0))
 emulated_flags := -std=gnu++17 -fno-exceptions -fno-rtti -fno-threadsafe-statics -Wno-unknown-pragmas -Wno-missing-field-initializers -Wno-pass-failed
+emulated_flags += $(EXTRA_CFLAGS)
 emulated_objects := $(addsuffix .o,$(addprefix $(O)/emulated/,$(cuda_sources) $(wildcard tests/support/cuda/*.c)))
 cuda_emulated_lib := $(if $(cuda_sources),$(B)/inferd-backend-cuda-emulated.so)
 

@@ -20,6 +20,7 @@ static __global__ void __launch_bounds__(THREADS)
 {
     uint4 sum = make_uint4(0, 0, 0, 0);
     const uint4 *p = from + part * blockIdx.x;
+    cuda_wait();
     for (size_t at = threadIdx.x; at < part; at += DEEP * THREADS) {
         uint4 v[DEEP];
 #pragma unroll

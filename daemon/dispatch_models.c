@@ -210,6 +210,7 @@ static void make_live(struct dispatch *d, uint32_t index)
     memset(slot->decoding, 0, sizeof slot->decoding);
     set_idle_since(slot, clock_us());
     sched_set_pages(d->sched, index, d->config.models[index].state.n_pages);
+    sched_set_rows(d->sched, index, d->config.models[index].state.max_rows);
     size_swap(d);
 }
 

@@ -85,15 +85,24 @@ static int too_large(const struct infer_estimate *e, uint32_t least, uint64_t ha
                        MIB(least * e->page_bytes), MIB(have), MIB(need - have));
 }
 
-static struct infer_state_config state_config(const struct loader_options *o)
+/* Long steps are for devices with a memory of their own: on the others they would take so long that
+ * nobody has them. */
+static uint32_t step_rows(const struct backend *backend)
+{
+    struct infer_device device = {0};
+    backend->api->describe(backend->instance, &device);
+    return device.memory > 0 ? INFER_STEP_ROWS_MAX : INFER_STEP_ROWS;
+}
+
+static struct infer_state_config state_config(const struct loader_options *o, uint32_t rows)
 {
     return (struct infer_state_config){.page_tokens = PAGE_TOKENS,
                                        .n_pages = 1,
                                        .k_type = o->k_type,
                                        .v_type = o->v_type,
-                                       .max_rows = INFER_STEP_ROWS_MAX,
+                                       .max_rows = rows,
                                        .max_seqs = INFER_STEP_SEQS_MAX,
-                                       .max_outputs = INFER_STEP_ROWS_MAX};
+                                       .max_outputs = rows};
 }
 
 static uint64_t most_pages(const struct plan *plan, const struct loader_options *o)
@@ -117,7 +126,7 @@ static int size_state(const struct plan *plan, const struct backend *backend, ui
                       struct infer_estimate *ret_estimate, struct report *report)
 {
     uint32_t least = least_pages(plan, o);
-    struct infer_state_config state = state_config(o);
+    struct infer_state_config state = state_config(o, step_rows(backend));
     struct infer_estimate e;
     int rc = backend->api->estimate(backend->instance, &plan->backend, &state, &e);
     if (rc < 0)
@@ -170,7 +179,7 @@ static int make_cut(const struct plan *plan, const struct loader_target *t,
 {
     const struct split_side sides[2] = {{t->backend->api, t->backend->instance},
                                         {t->rest->api, t->rest->instance}};
-    const struct infer_state_config state = state_config(o);
+    const struct infer_state_config state = state_config(o, INFER_STEP_ROWS);
     uncut(ret);
     ret->n_first = n_first;
     int rc = split_new(&plan->backend, n_first, sides, t->rest->host, &ret->split);
@@ -607,7 +616,7 @@ static int place(struct load *load, const struct loader_target *t, struct report
     int rc = size_split(m->plan, t, &load->options, &cut, &n_pages, report);
     if (rc == 0 || rc == -INFER_E_MODEL_TOO_LARGE) {
         place_on_both(m, t->backend, &cut);
-        m->state = state_config(&load->options);
+        m->state = state_config(&load->options, INFER_STEP_ROWS);
         m->state.n_pages = n_pages;
     }
     uncut(&cut);

@@ -384,7 +384,7 @@ static int start_serving(struct daemon *d, struct report *report)
                                      .on_models = models_on_news,
                                      .models_ctx = d->models,
                                      .max_running = c->parallel,
-                                     .step_rows = INFER_STEP_ROWS_MAX,
+                                     .step_rows = INFER_STEP_ROWS,
                                      .policy = everybody.sched,
                                      .shared_domain = everybody.domain,
                                      .skips_max = c->skips_max,

@@ -93,8 +93,10 @@ uint32_t sched_prefill_budget(const struct sched *s, uint32_t model, uint32_t n_
 {
     const struct sched_model *m = &s->models[model];
     uint64_t decodes = decode_ns(m, n_decode_rows);
-    if (n_decode_rows == 0)
-        return s->config.step_rows;
+    if (n_decode_rows == 0) {
+        bool soon = m->prefill_ns > 0 && m->prefill_ns * m->rows <= SCHED_LONG_STEP_US * 1000ull;
+        return soon && m->rows > s->config.step_rows ? m->rows : s->config.step_rows;
+    }
     uint64_t rows = 0;
     if (decodes > 0 && m->prefill_ns > 0)
         rows = decodes / 100 * s->config.decode_growth_percent / m->prefill_ns;

@@ -24,6 +24,8 @@
 #define SCHED_FAR_ROWS 1024u
 /* Rows of prefill that run beside decodes whatever was measured. */
 #define SCHED_PREFILL_MIN 1u
+/* How long a step without decodes may take that has more than step_rows. */
+#define SCHED_LONG_STEP_US 50000u
 /* Steps of a size class in a row that may have prefill beside the decodes; see cost.c. */
 #define SCHED_MIXED_MAX 64u
 /* Rows of a full step that decodes leave to prefill that is due. */
@@ -111,6 +113,7 @@ struct user {
 
 struct sched_model {
     uint32_t pages, available; /* as told */
+    uint32_t rows;             /* likewise: of a step without decodes, at most */
     uint32_t claimed;          /* by its running sequences */
     uint32_t n_waiting;        /* in lanes */
     uint64_t growth;           /* pages that those who run are expected to come to hold yet */

@@ -103,6 +103,12 @@ void sched_set_pages(struct sched *s, uint32_t model, uint32_t n_pages)
     s->models[model].pages = n_pages;
 }
 
+void sched_set_rows(struct sched *s, uint32_t model, uint32_t n_rows)
+{
+    assert(model < s->config.n_models);
+    s->models[model].rows = n_rows;
+}
+
 void sched_set_available(struct sched *s, uint32_t model, uint32_t n_pages)
 {
     assert(model < s->config.n_models);

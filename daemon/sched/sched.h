@@ -50,7 +50,8 @@
  *    smallest counter. Within a uid the sequence that ran longest ago is first.
  * 9. Prefill rows go by class (ageing since its last row), served, deadline, arrival. Beside
  *    decodes they may lengthen the step by decode_growth_percent of what the decodes alone take,
- *    as measured, but one row runs in any case; with no decode in the step it has step_rows. (One
+ *    as measured, but one row runs in any case; with no decode in the step it has step_rows, or as
+ *    many as its model may have if they are known to be over in 50 ms. (One
  *    of 64 mixed steps has decodes alone, so that their time is known.) When p prompts are due and
  *    d < p decodes run, all of uids with prompts due, it may be p / d times that, at most 8.
  *    Decodes leave a quarter of step_rows, at most 16, to prefill that is due.
@@ -114,7 +115,7 @@ struct sched_policy {
 struct sched_config {
     uint32_t max_sequences; /* waiting ones included */
     uint32_t max_running;   /* at once, all models together */
-    uint32_t step_rows;     /* the budget of one step */
+    uint32_t step_rows;     /* the budget of one step; sched_set_rows() */
     uint32_t n_models;
     uint32_t page_tokens;               /* rows of a page; 0: 16 */
     uint32_t park_us;                   /* 0: 10 s */
@@ -155,6 +156,9 @@ void sched_free(struct sched *s);
 /* How many pages of a model there are in all, at any time. A request that needs more is refused;
  * one that waits already stays and waits. */
 void sched_set_pages(struct sched *s, uint32_t model, uint32_t n_pages);
+/* How many rows a step of a model may have in which nobody decodes. At first, and at least,
+ * step_rows. */
+void sched_set_rows(struct sched *s, uint32_t model, uint32_t n_rows);
 /* Before each sched_victim() and sched_plan(): pages of the model that nobody holds, that is free
  * or cached. (What is given to a sequence but not yet taken is the scheduler's business: a claim.)
  */

@@ -374,6 +374,8 @@ static uint32_t prefill_budget(const struct sched *s, const struct step *step)
 static void take_prefill(struct sched *s, struct step *step)
 {
     uint32_t n = gather_prefill(s, step);
+    if (step->n_decodes == 0)
+        step->rows = sched_prefill_budget(s, step->model, 0);
     uint32_t budget = prefill_budget(s, step);
     while (n > 0 && budget > 0 && step->n < step->room) {
         struct rival *top = &s->heap[0];

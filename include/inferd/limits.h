@@ -53,8 +53,11 @@
 #define INFER_SEQUENCES_MAX 4096u
 /* Models of one daemon. */
 #define INFER_MODELS_MAX 32u
-/* Rows (tokens) of one backend step; sizes every backend's scratch memory. */
-#define INFER_STEP_ROWS_MAX 512u
+/* Rows (tokens) of one backend step; sizes a backend's scratch memory. */
+#define INFER_STEP_ROWS_MAX 1024u
+/* Of a step that somebody may wait for: one with decodes, or of a backend that is not so fast that
+ * more rows are over soon. One that works in the host's memory has room for no more. */
+#define INFER_STEP_ROWS 512u
 /* Sequences that one step may serve. */
 #define INFER_STEP_SEQS_MAX 256u
 /* Largest vocabulary taken from a file: four times the largest in use. */

@@ -48,6 +48,36 @@ static void test_prefill_budget_follows_the_measured_times(void **state)
     sched_free(s);
 }
 
+/* A step without decodes is as long as the model may have it, once that is known to be over soon.
+ */
+static void test_long_steps_are_for_fast_models(void **state)
+{
+    (void)state;
+    struct sched *s = make();
+    struct sched_work w[16];
+    uint32_t model;
+    sched_set_rows(s, 0, 1024);
+    assert_int_equal(sched_prefill_budget(s, 0, 0), 512); /* nothing was measured */
+    sched_measured(s, 0, 512, 0, 512 * 60);               /* 60 us a row: 61 ms */
+    assert_int_equal(sched_prefill_budget(s, 0, 0), 512);
+    for (int i = 0; i < 200; i++)
+        sched_measured(s, 0, 512, 0, 512 * 40);
+    assert_int_equal(sched_prefill_budget(s, 0, 0), 1024);
+
+    uint32_t a = add(s, 1, 1, 1), b = add(s, 2, 1500, 90);
+    sched_measured(s, 0, 0, 1, 1000000); /* room for far more beside a decode */
+    assert_int_equal(sched_plan(s, 1, &model, w, 16), 2);
+    assert_int_equal(w[0].n_rows, 1);
+    assert_int_equal(w[1].n_rows, 511);
+    sched_remove(s, a);
+    assert_int_equal(sched_plan(s, 2, &model, w, 16), 1);
+    assert_int_equal(w[0].n_rows, 1024);
+    sched_remove(s, b);
+    sched_set_rows(s, 0, 100);
+    assert_int_equal(sched_prefill_budget(s, 0, 0), 512);
+    sched_free(s);
+}
+
 /* The first mixed step made a guess at what its decodes take: the next has them alone, and then one
  * of 65. */
 static void test_decodes_are_measured_alone_now_and_then(void **state)
@@ -78,6 +108,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prefill_budget_follows_the_measured_times),
+        cmocka_unit_test(test_long_steps_are_for_fast_models),
         cmocka_unit_test(test_decodes_are_measured_alone_now_and_then),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

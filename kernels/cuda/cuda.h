@@ -210,8 +210,8 @@ struct cuda_product {
     float *to;
     size_t stride; /* of `to`, in numbers */
     struct cuda_packed gated;
-    /* cuda_sums_bytes() bytes, of which the first CUDA_SUMS_ZERO must be zero before the first use;
-     * of products that do not run at the same time. NULL: more than few rows may take longer. */
+    /* cuda_sums_bytes() bytes, all ones before the first use and after each; of products that do
+     * not run at the same time. NULL: more than few rows may take longer. */
     void *sums;
 };
 
@@ -219,7 +219,6 @@ struct cuda_product {
  * run in one launch. */
 cudaError_t cuda_multiply(const struct cuda_product *products, uint32_t n, cudaStream_t stream);
 
-#define CUDA_SUMS_ZERO 4096u
 /* For products of up to so many rows; 0: few. */
 size_t cuda_sums_bytes(uint32_t n_rows, uint32_t n_processors);
 

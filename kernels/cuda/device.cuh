@@ -73,6 +73,8 @@ static inline cudaError_t cuda_launch_together(void (*kernel)(Parameters...), di
     return cuda_launch(kernel, grid, block, shared_bytes, stream,
                        static_cast<Arguments &&>(arguments)...);
 }
+/* Whatever the device has; where threads are emulated, fewer. */
+#define CUDA_TOGETHER_MAX UINT32_MAX
 /* One a processor; 0: there is no room, or a kernel does not start before the one before it ends.
  */
 template <class Kernel>
@@ -379,18 +381,6 @@ static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at
 #endif
 
 #include "cuda/group_mma.cuh"
-
-/* Blocks that count to n, from zero: whether this is the last. It sees, by __ldcg(), what blocks
- * before it wrote, and the counter is zero again. One thread, after a barrier. */
-static __device__ inline bool cuda_last_of(uint32_t *counter, uint32_t n)
-{
-    __threadfence();
-    const bool last = atomicAdd(counter, 1) + 1 == n;
-    if (last)
-        *counter = 0;
-    __threadfence();
-    return last;
-}
 
 /* Two half-precision numbers in a register. */
 static __device__ inline uint32_t cuda_half2_bits(__half2 v)

@@ -142,7 +142,6 @@ static void place_scratch(struct infer_backend_model *m, struct places *p)
     struct cuda_scratch *c = &m->scratch;
     const size_t rows = m->max_rows;
     const uint32_t packed = m->max_rows > m->head_rows ? m->max_rows : m->head_rows;
-    const size_t sums = cuda_sums_bytes(packed, m->backend->n_processors);
 
     c->x = place(p, rows * m->x_stride, sizeof(float));
     c->q = place(p, rows * m->q_stride, sizeof(float));
@@ -159,7 +158,8 @@ static void place_scratch(struct infer_backend_model *m, struct places *p)
     place_packed(&c->packed_t, p, m->max_rows, s->n_ffn);
     c->logits = place(p, m->head_rows * m->logits_stride, sizeof(float));
     c->partials = place(p, 1, cuda_partial_bytes(&m->cache, m->max_partials));
-    c->sums = sums ? place(p, 1, sums) : NULL;
+    c->sums_bytes = cuda_sums_bytes(packed, m->backend->n_processors);
+    c->sums = c->sums_bytes ? place(p, 1, c->sums_bytes) : NULL;
     c->sample = place(
         p, 1, m->state.max_outputs ? cuda_sample_scratch_bytes(s->n_vocab, CUDA_HEAD_OUTPUTS) : 0);
     c->drawn = place(p, cuda_bucket_outputs(m->state.max_outputs), sizeof *c->drawn);
@@ -376,7 +376,7 @@ static int build(struct infer_backend_model *m)
     if (r >= 0)
         r = cuda_check(b, cudaMemsetAsync(m->cache.pages, 0, m->pages_bytes, m->stream), "pages");
     if (r >= 0 && m->scratch.sums)
-        r = cuda_check(b, cudaMemsetAsync(m->scratch.sums, 0, CUDA_SUMS_ZERO, m->stream),
+        r = cuda_check(b, cudaMemsetAsync(m->scratch.sums, 0xff, m->scratch.sums_bytes, m->stream),
                        "scratch");
     size_t angles = m->plan->rope.n_dims / 2 * sizeof(float);
     if (r >= 0 && angles)

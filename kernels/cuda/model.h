@@ -132,6 +132,7 @@ struct cuda_scratch {
     float *logits; /* [head_rows][logits_stride] */
     float *partials;
     void *sums; /* of products; NULL: none has more than few rows */
+    size_t sums_bytes;
     void *sample;
     struct cuda_drawn *drawn;
     uint8_t *numbers;

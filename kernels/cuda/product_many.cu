@@ -17,11 +17,12 @@
  * Blocks take tiles in turn, one block a processor; those of the same rows of W follow each other,
  * so that memory gives W once and the second-level cache the rest. Where the last turn would leave
  * processors without work, its tiles' runs are shared out evenly. A block then writes its sums to
- * device memory, quarters, or segments where a quarter is cut, and the last of a tile's blocks adds
- * them up in the usual order and finishes it. Nobody waits for another block, so it does not matter
- * when they run or how many at a time. (Clusters of four blocks, each a quarter, which read each
- * other's shared memory, were slower: only 30 of them fit on 132 processors, so that 32 tiles took
- * two turns.)
+ * device memory, quarters, or segments where a quarter is cut, and when it has all of them it
+ * finishes some rows of each of its tiles, adding up what all of the tile's blocks wrote in the
+ * usual order. That memory is all ones where nothing was put yet, and whoever takes something makes
+ * it so again: a wait is a look at what is waited for. (Clusters of four blocks, each a quarter,
+ * which read each other's shared memory, were slower: only 30 of them fit on 132 processors, so
+ * that 32 tiles took two turns.)
  *
  * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
  * each); a scheduler's two warps issue about 2 x 125 instructions in CUDA_W4, half of them to make
@@ -57,7 +58,6 @@
 #include "cuda/product_share.cuh"
 
 #define BANDS      2u /* of a tile */
-#define QUARTERS   4u
 #define BAND_ROWS  (CUDA_TILE_ROWS * CUDA_BAND)
 #define STAGES_MAX 8u
 
@@ -92,7 +92,7 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     static constexpr uint32_t result_bytes = halves * result_floats * 4;
     /* A lane's sums of a tile, for other blocks: [NT][tiles][lane]. */
     static constexpr uint32_t sums_fours = NT * tiles * 32;
-    static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 7) * sizeof(cuda_barrier);
+    static constexpr uint32_t barrier_bytes = (2 * STAGES_MAX + 4) * sizeof(cuda_barrier);
     static constexpr uint32_t other_bytes = result_bytes + barrier_bytes;
     static constexpr uint32_t least_bytes = other_bytes + 2 * stage_bytes;
     static_assert(half_bytes % 128 == 0 && result_bytes % 128 == 0, "where bulk copies go");
@@ -102,8 +102,6 @@ struct barriers {
     cuda_barrier full[STAGES_MAX], empty[STAGES_MAX]; /* of the ring's stages */
     cuda_barrier summed, read; /* results: all there, nobody reads them any more */
     cuda_barrier half, taken;  /* the second half's sums: put there, taken from there */
-    cuda_barrier shared, told; /* sums for other blocks: all written; whether others' are there */
-    uint64_t last;             /* whether they are */
 };
 
 /* ---- copies ---------------------------------------------------------------------------------- */
@@ -388,13 +386,14 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
             }
         }
     }
-    /* Or to where other blocks find them. */
-    __device__ __forceinline__ void share_out(const float sums[NT][4], float4 *slot) const
+    /* A quarter's, or a segment's, to where other blocks find them. */
+    __device__ __forceinline__ void share_out(const float sums[NT][4], uint4 *slot) const
     {
 #pragma unroll
         for (int n = 0; n < NT; n++)
             slot[(n * shape::tiles + tile) * 32 + lane] =
-                make_float4(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+                make_uint4(__float_as_uint(sums[n][0]), __float_as_uint(sums[n][1]),
+                           __float_as_uint(sums[n][2]), __float_as_uint(sums[n][3]));
     }
 
     /* The tile's runs, one after the other, to the lane's own results; or of some columns, for
@@ -456,60 +455,51 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
         }
     }
 
-    /* After some of a tile's columns: whether other blocks have done all others. */
-    __device__ __forceinline__ bool all_there(const course &c, uint32_t half,
-                                              const shared_sums &sums, uint32_t parity)
+    /* All quarters' sums of row tiles first .. end - 1 of x, whoever makes them, to the lane's own
+     * results. A warp's last row tile is put there last: where that one is, the others most often
+     * are, too, and one look at all of them is enough. */
+    __device__ __forceinline__ void bring(const course &c, float *own, const shared_sums &sums,
+                                          uint32_t first, uint32_t end)
     {
-        __syncwarp();
-        if (half == 0 && lane == 0)
-            cuda_barrier_arrive(&all->shared);
-        if (half == 0 && lane == 0 && tile == 0) {
-            cuda_barrier_wait(&all->shared, parity);
-            all->last = cuda_last_of(sums.counter(c), sums.n_blocks(c));
-            cuda_barrier_arrive(&all->told);
-        }
-        cuda_barrier_wait(&all->told, parity);
-        return __any_sync(0xffffffffu,
-                          all->last != 0); /* the same for all lanes, the compiler sees */
-    }
-
-    /* All quarters' sums, whoever made them, to the lane's own results. */
-    __device__ __forceinline__ void bring(const course &c, float *own, const shared_sums &sums)
-    {
-        const float4 *from[QUARTERS], *begun[QUARTERS];
+        constexpr uint32_t at_once = NT == 16 ? 2 : 1;
+        constexpr uint32_t step = shape::tiles * 32;
+        const shared_quarters from = shared_quarters(sums, c, tile * 32 + lane);
+        uint4 seen[at_once][2 * QUARTERS];
         await_read();
+        if (at_once > 1 && first < end)
+            while (!from.look(seen[0], (end - 1) * step))
+                cuda_look_again();
+#pragma unroll 1
+        for (uint32_t n = first; n < end; n += at_once) {
+            for (bool there = false; !there;) {
+                there = true;
 #pragma unroll
-        for (uint32_t q = 0; q < QUARTERS; q++) {
-            from[q] = sums.of_run(c, (q + 1) * CUDA_QUARTER / shape::halves - 1);
-            begun[q] = shape::halves == 1 ? sums.begun(c, 2 * q) : nullptr;
-        }
-#pragma unroll 4
-        for (int n = 0; n < NT; n++) {
-            const uint32_t at = (uint32_t)n * shape::tiles * 32 + tile * 32 + lane;
-            float total[4] = {0, 0, 0, 0};
-#pragma unroll
-            for (uint32_t q = 0; q < QUARTERS; q++) {
-                float4 v = __ldcg(from[q] + at), before = {0, 0, 0, 0};
-                if (begun[q])
-                    before = __ldcg(begun[q] + at);
-                const float quarter[4] = {__fadd_rn(before.x, v.x), __fadd_rn(before.y, v.y),
-                                          __fadd_rn(before.z, v.z), __fadd_rn(before.w, v.w)};
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    total[i] = __fadd_rn(total[i], quarter[i]);
+                for (uint32_t k = 0; k < at_once; k++)
+                    there &= from.look(seen[k], min(n + k, end - 1) * step);
+                if (!there)
+                    cuda_look_again();
             }
 #pragma unroll
-            for (int i = 0; i < 4; i++)
-                own[place_of<shape>(n, i)] = total[i];
+            for (uint32_t k = 0; k < at_once; k++) {
+                float total[4];
+                if (n + k >= end)
+                    break;
+                from.take(seen[k], (n + k) * step, total);
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    own[place_of<shape>((int)(n + k), i)] = total[i];
+            }
         }
     }
 };
 
 /* ---- finishes -------------------------------------------------------------------------------- */
 
-/* What a warp finishes its share of: a set of x's rows for a pair of bands. */
+/* What a warp finishes its share of: row tiles first .. end - 1 of a set of x's for a pair of
+ * bands.
+ */
 struct part {
-    uint32_t pair, set, warp, lane;
+    uint32_t pair, set, first, end, warp, lane;
 };
 
 /* CUDA_GATED: of each row four columns a lane, a row tile by 16 columns a warp. Rows of W that pad
@@ -519,7 +509,7 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work, const
                                                     part p)
 {
 #pragma unroll 2
-    for (uint32_t i = p.warp; i < SHAPE::x_rows / 8 * 4; i += SHAPE::warps) {
+    for (uint32_t i = 4 * p.first + p.warp; i < 4 * p.end; i += SHAPE::warps) {
         const uint32_t n = i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
         const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
         uint32_t bits[4];
@@ -544,14 +534,17 @@ static __device__ __forceinline__ void finish_rows(const cuda_work &work, const 
     const bool add = work.finish == CUDA_ADD;
     static_assert(N % at_once == 0 && 4 * N / at_once % SHAPE::warps == 0, "as many each");
 #pragma unroll 1
-    for (uint32_t i = p.warp; i < 4 * N / at_once; i += SHAPE::warps) {
-        const uint32_t n = i / 4 * at_once, r = i % 4 * 32 + p.lane;
+    for (uint32_t i = p.warp;; i += SHAPE::warps) {
+        const uint32_t n = 8 * p.first + i / 4 * at_once, r = i % 4 * 32 + p.lane;
         const uint32_t row = p.pair * BANDS * BAND_ROWS + r, x_row = p.set * SHAPE::x_rows + n;
+        if (n >= 8 * p.end)
+            break;
         if (row >= job.rows)
             continue;
         float *to = job.to + x_row * job.stride + row;
         const float bias = job.bias ? job.bias[row] : 0.0f;
-        const uint32_t rows = min(work.n_rows - min(x_row, work.n_rows), at_once);
+        const uint32_t rows =
+            min(min(work.n_rows - min(x_row, work.n_rows), 8 * p.end - n), at_once);
         float before[at_once];
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++)
@@ -567,10 +560,11 @@ static __device__ __forceinline__ void finish_rows(const cuda_work &work, const 
 
 template <class SHAPE>
 static __device__ __forceinline__ void finish(const cuda_work &work, const course &c,
-                                              const float *results, uint32_t warp, uint32_t lane)
+                                              const float *results, uint32_t first, uint32_t end,
+                                              uint32_t warp, uint32_t lane)
 {
     const cuda_job &job = work.jobs[cuda_job_of(work, c.block())];
-    const part p = {c.block() - job.first_block, c.set(), warp, lane};
+    const part p = {c.block() - job.first_block, c.set(), first, end, warp, lane};
     if (work.finish == CUDA_GATED)
         finish_gated<SHAPE>(work, results, p);
     else
@@ -579,8 +573,25 @@ static __device__ __forceinline__ void finish(const cuda_work &work, const cours
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished; of a tile that
- * other blocks have columns of by the last of them. */
+/* Once a tile's sums are among the results, or those of some of its row tiles. */
+template <uint32_t FORMAT, int NT, uint32_t HALVES>
+static __device__ __forceinline__ void
+finish_tile(consumer<FORMAT, NT, HALVES> &self, const cuda_work &work, const course &c,
+            const float *results, uint32_t first, uint32_t end, uint32_t warp)
+{
+    using shape = shape_of<FORMAT, NT, HALVES>;
+    __syncwarp();
+    if (self.lane == 0 && warp < shape::warps / shape::halves)
+        cuda_barrier_arrive(&self.all->summed);
+    cuda_barrier_wait(&self.all->summed, self.finishes++ & 1);
+    finish<shape>(work, c, results, first, end, warp, self.lane);
+    __syncwarp();
+    if (self.lane == 0)
+        cuda_barrier_arrive(&self.all->read);
+}
+
+/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished. Then some rows
+ * of each tile that other blocks have columns of. */
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
 static __device__ __forceinline__ void
 multiply_all(const cuda_work &work, division by, const uint8_t *ring, float *results, barriers *all,
@@ -591,31 +602,24 @@ multiply_all(const cuda_work &work, division by, const uint8_t *ring, float *res
     consumer<FORMAT, NT, HALVES> self = {
         ring + half * shape::half_bytes, all, tile, lane, work.n_rows >> 31, turn(stages)};
     float *own = results + lane % 4 * 2 * shape::row_floats + tile * CUDA_TILE_ROWS + lane / 4;
-    const shared_sums sums = {(uint32_t *)work.sums,
-                              (float4 *)((uint8_t *)work.sums + CUDA_SUMS_ZERO), shape::sums_fours,
-                              by.deep};
+    const shared_sums sums = {(uint4 *)work.sums, shape::sums_fours, by.deep};
     course c(work, by, shape::x_rows, shape::halves);
-    uint32_t puts = 0, parts = 0;
+    uint32_t puts = 0;
     cuda_wait();
     for (; c.some(); c.next()) {
         if constexpr (shape::halves == 1)
             self.tile_sum(c, own, sums);
         else
             self.tile_sum_by_two(c, half, own, sums, &puts);
-        if (!c.all_columns()) {
-            if (!self.all_there(c, half, sums, parts++ & 1))
-                continue;
-            if (half == 0)
-                self.bring(c, own, sums);
-        }
-        __syncwarp();
-        if (lane == 0 && half == 0)
-            cuda_barrier_arrive(&all->summed);
-        cuda_barrier_wait(&all->summed, self.finishes++ & 1);
-        finish<shape>(work, c, results, warp, lane);
-        __syncwarp();
-        if (lane == 0)
-            cuda_barrier_arrive(&all->read);
+        if (c.all_columns())
+            finish_tile(self, work, c, results, 0, NT, warp);
+    }
+    for (c.back_to_rest(); c.some(); c.next()) {
+        const uint32_t n = sums.n_blocks(c), nth = sums.nth_block(c);
+        const uint32_t first = nth * NT / n, end = (nth + 1) * NT / n;
+        if (half == 0)
+            self.bring(c, own, sums, first, end);
+        finish_tile(self, work, c, results, first, end, warp);
     }
 }
 
@@ -641,8 +645,6 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
         cuda_barrier_make(&all->read, shape::warps);
         cuda_barrier_make(&all->half, summing);
         cuda_barrier_make(&all->taken, summing);
-        cuda_barrier_make(&all->shared, summing);
-        cuda_barrier_make(&all->told, 1);
         cuda_barriers_made();
     }
     cuda_let_next_start();
@@ -716,11 +718,15 @@ static cudaError_t launch_many(cuda_work *work, enum cuda_way way, const cuda_li
         work->n_blocks += work->finish == CUDA_GATED ? job->bands : (job->bands + 1) / 2;
     }
     const uint32_t tiles = work->n_blocks * ((work->n_rows + shape::x_rows - 1) / shape::x_rows);
-    const uint32_t most = min(device.processors, CUDA_SUMS_ZERO / (uint32_t)sizeof(uint32_t));
+    const uint32_t most = min(device.processors, CUDA_TOGETHER_MAX);
     const division by =
         divide<shape>(tiles, work->jobs[0].units, most, work->sums ? way : CUDA_WIDE);
     const uint32_t rest = by.deep ? (tiles - by.whole) * (CUDA_SEGMENTS / shape::halves) : 0;
     const uint32_t blocks = by.whole ? min(by.whole, most) : (rest + by.deep - 1) / by.deep;
+    /* Those that share tiles wait for each other: no more than there are processors. */
+    if (by.deep)
+        return cuda_launch_together(kernel, dim3(blocks), dim3(shape::threads), bytes, stream,
+                                    *work, by, stages);
     return cuda_launch(kernel, dim3(blocks), dim3(shape::threads), bytes, stream, *work, by,
                        stages);
 }
@@ -729,7 +735,7 @@ size_t cuda_sums_bytes(uint32_t n_rows, uint32_t n_processors)
 {
     const uint32_t x_rows = n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : 128;
     const size_t slot = (size_t)x_rows * BANDS * BAND_ROWS * sizeof(float);
-    return n_rows <= CUDA_FEW_ROWS ? 0 : CUDA_SUMS_ZERO + SLOTS * slot * n_processors;
+    return n_rows <= CUDA_FEW_ROWS ? 0 : SLOTS * slot * n_processors;
 }
 
 cudaError_t cuda_multiply_many(struct cuda_work *work, uint32_t format, enum cuda_way way,

@@ -6,7 +6,8 @@
 
 #include "cuda/product.cuh"
 
-#define SLOTS 4u /* quarters and segments of a block's runs of tiles that it shares, at most */
+#define QUARTERS 4u
+#define SLOTS    4u /* quarters and segments of a block's runs of tiles that it shares, at most */
 
 /* ---- which columns of which tile ------------------------------------------------------------- */
 
@@ -19,14 +20,14 @@ struct division {
 
 /* Where a block is: runs first .. last - 1 of a tile. */
 struct course {
-    uint32_t whole, n_tiles, n_sets, halves, units;
+    uint32_t whole, deep, n_tiles, n_sets, halves, units;
     uint32_t next_whole, rest, rest_end; /* runs of the tiles that are left */
     uint32_t tile, first, last;
 
     __device__ __forceinline__ course(const cuda_work &work, division by, uint32_t x_rows,
                                       uint32_t h)
-        : whole(by.whole), halves(h), units(work.jobs[0].units), next_whole(blockIdx.x),
-          rest(blockIdx.x * by.deep)
+        : whole(by.whole), deep(by.deep), halves(h), units(work.jobs[0].units),
+          next_whole(blockIdx.x), rest(blockIdx.x * by.deep)
     {
         n_sets = (work.n_rows + x_rows - 1) / x_rows;
         n_tiles = work.n_blocks * n_sets;
@@ -60,6 +61,12 @@ struct course {
             rest += last - first;
         take();
     }
+    /* To the first of the tiles that are left, after all. */
+    __device__ __forceinline__ void back_to_rest()
+    {
+        rest = blockIdx.x * deep;
+        take();
+    }
     __device__ __forceinline__ uint32_t block() const
     {
         return tile / n_sets;
@@ -90,11 +97,12 @@ struct course {
  */
 
 /* Sums that blocks make for each other. A block has SLOTS slots, one after the other for each
- * quarter (or, at the end of its runs, segment) that it has summed; of each tile that is left a
- * counter says how many blocks have. Which runs are whose follows from the division. */
+ * quarter (or, at the end of its runs, segment) that it has summed. Each of a tile's blocks
+ * finishes some of its rows: it takes their sums from all slots of the tile, where it waits for
+ * those that are not there yet, and leaves all ones, as which they are known to be missing. Which
+ * runs are whose follows from the division. */
 struct shared_sums {
-    uint32_t *counters;
-    float4 *slots;
+    uint4 *slots;
     uint32_t slot_fours; /* of a slot */
     uint32_t deep;
 
@@ -102,24 +110,76 @@ struct shared_sums {
     {
         return (c.tile - c.whole) * c.runs() + run;
     }
-    __device__ __forceinline__ float4 *of_run(const course &c, uint32_t run) const
+    __device__ __forceinline__ uint4 *of_run(const course &c, uint32_t run) const
     {
         const uint32_t at = run_of(c, run), block = at / deep, per_slot = c.halves == 1 ? 2 : 1;
         const uint32_t slot = at / per_slot - block * deep / per_slot;
         return slots + (size_t)(block * SLOTS + slot) * slot_fours;
     }
     /* Of run `even`, where the next one is another block's; nullptr: they have been added. */
-    __device__ __forceinline__ float4 *begun(const course &c, uint32_t even) const
+    __device__ __forceinline__ uint4 *begun(const course &c, uint32_t even) const
     {
         return (run_of(c, even) + 1) % deep == 0 ? of_run(c, even) : nullptr;
     }
-    __device__ __forceinline__ uint32_t *counter(const course &c) const
-    {
-        return counters + (c.tile - c.whole);
-    }
+    /* Blocks of a tile; which of them this one is. */
     __device__ __forceinline__ uint32_t n_blocks(const course &c) const
     {
         return run_of(c, c.runs() - 1) / deep - run_of(c, 0) / deep + 1;
+    }
+    __device__ __forceinline__ uint32_t nth_block(const course &c) const
+    {
+        return blockIdx.x - run_of(c, 0) / deep;
+    }
+};
+
+/* Where one lane finds the sums of a tile: each quarter's, or those of its first segment and of its
+ * second. */
+struct shared_quarters {
+    uint4 *from[2 * QUARTERS]; /* nullptr: a segment that was added to the quarter already */
+
+    __device__ __forceinline__ shared_quarters(const shared_sums &sums, const course &c,
+                                               uint32_t at)
+    {
+#pragma unroll
+        for (uint32_t q = 0; q < QUARTERS; q++) {
+            uint4 *begun = c.halves == 1 ? sums.begun(c, 2 * q) : nullptr;
+            from[2 * q] = begun ? begun + at : nullptr;
+            from[2 * q + 1] = sums.of_run(c, (q + 1) * CUDA_QUARTER / c.halves - 1) + at;
+        }
+    }
+    /* What is there now; whether it is all that there will be. */
+    __device__ __forceinline__ bool look(uint4 seen[2 * QUARTERS], uint32_t at) const
+    {
+        bool there = true;
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * QUARTERS; i++)
+            seen[i] = from[i] ? cuda_now16(from[i] + at) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * QUARTERS; i++)
+            there &= max(max(seen[i].x, seen[i].y), max(seen[i].z, seen[i].w)) != UINT32_MAX;
+        return there;
+    }
+    /* The sum of all quarters, when all is there; all ones again. */
+    __device__ __forceinline__ void take(const uint4 seen[2 * QUARTERS], uint32_t at,
+                                         float ret[4]) const
+    {
+        ret[0] = ret[1] = ret[2] = ret[3] = 0;
+#pragma unroll
+        for (uint32_t q = 0; q < QUARTERS; q++) {
+            const uint4 a = seen[2 * q], b = seen[2 * q + 1];
+            ret[0] = __fadd_rn(ret[0], quarter(a.x, b.x));
+            ret[1] = __fadd_rn(ret[1], quarter(a.y, b.y));
+            ret[2] = __fadd_rn(ret[2], quarter(a.z, b.z));
+            ret[3] = __fadd_rn(ret[3], quarter(a.w, b.w));
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < 2 * QUARTERS; i++)
+            if (from[i])
+                from[i][at] = make_uint4(UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX);
+    }
+    static __device__ __forceinline__ float quarter(uint32_t first, uint32_t second)
+    {
+        return __fadd_rn(__fadd_rn(0.0f, __uint_as_float(first)), __uint_as_float(second));
     }
 };
 

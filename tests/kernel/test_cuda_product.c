@@ -336,28 +336,40 @@ struct way {
     enum cuda_way way;
 };
 
-/* What blocks give each other of tiles that they share: only counters are zero at first, and they
- * are that afterwards. */
-static void *sums_new(uint32_t n)
+/* What blocks give each other of tiles that they share, for all products: all ones at first and
+ * after each of them. */
+static struct sums {
+    void *memory;
+    size_t bytes;
+} sums;
+
+static void *sums_of(uint32_t n)
 {
     int processors = 0;
-    must(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
-    size_t bytes = cuda_sums_bytes(n, (uint32_t)processors);
-    void *sums = bytes ? to_device(NULL, bytes) : NULL;
-    if (sums)
-        must(cudaMemset(sums, 0, CUDA_SUMS_ZERO));
-    return sums;
+    if (n <= CUDA_FEW_ROWS)
+        return NULL;
+    if (!sums.memory) {
+        must(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0));
+        sums.bytes = cuda_sums_bytes(ROWS_MAX, (uint32_t)processors);
+        sums.memory = to_device(NULL, sums.bytes);
+        must(cudaMemset(sums.memory, 0xff, sums.bytes));
+    }
+    return sums.memory;
 }
 
-static void sums_free(void *sums)
+static int sums_end(void **state)
 {
-    static const uint8_t zeros[CUDA_SUMS_ZERO];
-    if (!sums)
-        return;
-    void *counters = from_device(sums, CUDA_SUMS_ZERO);
-    assert_memory_equal(counters, zeros, CUDA_SUMS_ZERO);
-    free(counters);
-    must(cudaFree(sums));
+    if (!sums.memory)
+        return 0;
+    uint64_t *left = from_device(sums.memory, sums.bytes), n = 0;
+    for (size_t i = 0; i < sums.bytes / sizeof *left; i++)
+        n += left[i] != UINT64_MAX;
+    if (n > 0)
+        fail_msg("%zu sums of other blocks were left behind", (size_t)n);
+    free(left);
+    must(cudaFree(sums.memory));
+    sums.memory = NULL;
+    return 0;
 }
 
 static struct result run(const struct product *p, struct way way, uint32_t n)
@@ -381,9 +393,8 @@ static struct result run(const struct product *p, struct way way, uint32_t n)
     product.bias = bias;
     product.to = to_device(p->finish == CUDA_ADD ? p->to : NULL, (size_t)n * rows * sizeof(float));
     product.gated.values = to_device(NULL, bytes);
-    product.sums = sums_new(n);
+    product.sums = sums_of(n);
     must(cuda_multiply_by(way.way, &product, 1, 0));
-    sums_free(product.sums);
     ret.to = from_device(product.to, (size_t)n * rows * sizeof(float));
     ret.values = from_device(product.gated.values, bytes);
     must(cudaFree(product.to));
@@ -608,10 +619,9 @@ static void test_together(void **state)
             products[i].bias = i == 1 ? device_bias : NULL;
             products[i].stride = rows[i];
             products[i].to = to_device(NULL, (size_t)n * rows[i] * sizeof(float));
-            products[i].sums = i == 0 ? sums_new(n) : products[0].sums;
+            products[i].sums = sums_of(n);
         }
         must(cuda_multiply(products, 3, 0));
-        sums_free(products[0].sums);
         for (int i = 0; i < 3; i++) {
             struct product p = {.w = &w[i], .x = x, .finish = CUDA_STORE, .scale = 1.0f};
             p.bias = i == 1 ? bias : NULL;
@@ -649,10 +659,14 @@ static void test_little_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),       cmocka_unit_test(test_sizes),
-        cmocka_unit_test(test_mxfp4_range),   cmocka_unit_test(test_products),
-        cmocka_unit_test(test_long_products), cmocka_unit_test(test_tall_products),
-        cmocka_unit_test(test_together),      cmocka_unit_test(test_little_memory),
+        cmocka_unit_test(test_formats),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_mxfp4_range),
+        cmocka_unit_test_teardown(test_products, sums_end),
+        cmocka_unit_test_teardown(test_long_products, sums_end),
+        cmocka_unit_test_teardown(test_tall_products, sums_end),
+        cmocka_unit_test_teardown(test_together, sums_end),
+        cmocka_unit_test_teardown(test_little_memory, sums_end),
     };
     /* Emulated: so few processors that blocks take one pair of tiles after another. */
     setenv("INFERD_CUDA_EMULATED", "sms=3", 0);

@@ -63,12 +63,14 @@ emulated_start(emulated_place place, uint32_t together, void (*kernel)(Parameter
 #define cuda_launch_together(kernel, grid, ...)                                                    \
     emulated_start(emulated_place{#kernel ", " #__VA_ARGS__, __FILE__, __LINE__}, (grid).x,        \
                    kernel, grid, __VA_ARGS__)
+#define CUDA_TOGETHER_MAX 4u
 template <class Kernel>
 static inline uint32_t cuda_blocks_at_once(Kernel kernel, uint32_t threads, size_t shared_bytes)
 {
     int processors = 0;
     cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, 0);
-    return shared_bytes > EMULATED_SHARED_MAX ? 0 : (uint32_t)(processors < 4 ? processors : 4);
+    return shared_bytes > EMULATED_SHARED_MAX ? 0
+                                              : std::min((uint32_t)processors, CUDA_TOGETHER_MAX);
 }
 
 static inline void cuda_wait(void)

@@ -7,12 +7,15 @@
  * memory themselves (group_mma.cuh). Further warps copy: W as it lies in memory and x as it is
  * packed, in few and large pieces, into a ring of stages, ahead across tiles, so that the next
  * tile's first columns arrive while this one's results are written, and weights before cuda_wait().
+ * And those warps of their group that do not copy finish tiles, all but a block's last one, while
+ * the others sum the next: these write a tile's results once, when all its quarters are summed.
  *
  * A run is what is added up in registers from zero: a segment of the columns. With NT 16 one group
- * has a band's segments one after the other, two sets of sums fill its registers. With fewer rows
- * two groups share a band, each one of a quarter's two segments: four warps a scheduler instead of
- * two, because a warp makes one instruction in four to five cycles and the tensor cores have less
- * to do.
+ * has a band's segments one after the other; sums of the segment, of the quarter and of all
+ * quarters are 192 of a thread's 232 registers (168 where groups cannot hand them over: there some
+ * fifty sums lie in local memory from one quarter to the next). With fewer rows two groups share a
+ * band, each one of a quarter's two segments: four warps a scheduler instead of two, because a warp
+ * makes one instruction in four to five cycles and the tensor cores have less to do.
  *
  * Blocks take tiles in turn, one block a processor; those of the same rows of W follow each other,
  * so that memory gives W once and the second-level cache the rest. Where the last turn would leave
@@ -20,9 +23,11 @@
  * device memory, quarters, or segments where a quarter is cut, and when it has all of them it
  * finishes some rows of each of its tiles, adding up what all of the tile's blocks wrote in the
  * usual order. That memory is all ones where nothing was put yet, and whoever takes something makes
- * it so again: a wait is a look at what is waited for. (Clusters of four blocks, each a quarter,
- * which read each other's shared memory, were slower: only 30 of them fit on 132 processors, so
- * that 32 tiles took two turns.)
+ * it so again: a wait is a look at what is waited for. Blocks wait after all their sums, so that no
+ * wait hangs on another, and all run at once. (A fence and a counter for each tile were 1.5 us
+ * slower with 32 rows; the last of a tile's blocks finishing it alone 1 to 4 us. Clusters of four
+ * blocks, each a quarter, which read each other's shared memory, were slower: only 30 of them fit
+ * on 132 processors, so that 32 tiles took two turns.)
  *
  * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
  * each); a scheduler's two warps issue about 2 x 125 instructions in CUDA_W4, half of them to make
@@ -35,23 +40,32 @@
  * measured): hence two units a stage where pieces are small, and four tiles a copy where they are
  * large (with nine copies a unit CUDA_F16 lost a tenth).
  *
- * Measured on an H200, 512 rows, between events: 28672 x 4096 in CUDA_W4 243 us, 494 TFLOP/s,
- * CUDA_F16 270, 445 (mma.sync with both factors through shared memory: 225 and 277), at up to 693
- * W; 4096 x 14336 108 and 113; 6144 x 4096, with tiles shared, 66 (78 without). Alone, wgmma with
- * factors in registers reaches 900. Of a warp's time in CUDA_W4 67 % is the loop over columns, 11 %
- * ends of segments and quarters, 13 % the finish, when the tensor cores have nothing to do; a warp
- * issues an instruction every eighth cycle. Making a factor while the one before is under way was 1
- * % slower; one group of warps half a microsecond behind the other was no faster. To finish tiles
- * from registers (CUDA_STORE, CUDA_ADD), where eight neighbours in memory are all that a warp has
- * of a row, cost 3 us a tile more. What should help: warps of their own that finish a tile while
- * the next one's first quarter is summed, and for CUDA_F16 x sent to two blocks of a cluster at
- * once.
+ * Measured on an H200, CUDA_W4, 1,024 rows, between events: 28672 x 4096 450 us, 534 TFLOP/s, 4096
+ * x 14336 206 us, 584, 4096 x 4096 86 us, 6144 x 4096 106 us, with all else of a step 28,600 rows a
+ * second; at up to 693 W. With 512 rows and results that were added to in shared memory, quarter by
+ * quarter, and finished by the warps that had made them: 28672 x 4096 243 us, 494 TFLOP/s, CUDA_F16
+ * 257, 468; then 67 % of a warp's time was the loop over columns, 11 % ends of segments and
+ * quarters, 13 % the finish. Prefill of 4,096 rows gained 2.7 % by sums in registers and warps that
+ * finish in CUDA_W4, 8.3 % together with longer steps in CUDA_F16. Alone, wgmma with factors in
+ * registers reaches 900. A warp issues an instruction every eighth cycle. Making a factor while the
+ * one before is under way was 1 % slower; one group of warps half a microsecond behind the other
+ * was no faster. To finish tiles from registers (CUDA_STORE, CUDA_ADD), where eight neighbours in
+ * memory are all that a warp has of a row, cost 3 us a tile more. With 64 rows two warps need
+ * longer to finish a tile than the other blocks' tiles take: there all finish (1.5 % faster).
  *
- * With few rows a kernel's beginning and end are most of it. CUDA_W4, 32, 64 and 128 rows, us:
- * 4096 x 4096 15, 18, 26 (by clusters 19, 23, 32), of which the bytes need 2; 4096 x 14336 23, 28,
- * 44 (37, 44, 61). That tiles are shared costs about 12 us at 128 rows: 64 KiB are written by each
- * block, a fence, and one block reads 256 and finishes. The compiler must see that all lanes of a
- * warp take the same way (all_there()), or it keeps addresses of shared memory in each lane's
+ * Why not more: in its loop CUDA_W4 takes 34 of the 36 bytes a cycle that the second-level cache
+ * gives, CUDA_F16 all of them at 56 % of the tensor cores' rate. Larger tiles would need a third
+ * set of sums that fits nowhere (128 x 256: 128 KiB each). What is left is x sent to two blocks of
+ * a pair at once, which would halve x's bytes: 26 a cycle for CUDA_W4, 48 for CUDA_F16.
+ *
+ * With few rows a kernel's beginning and end are most of it. CUDA_W4, 32 and 128 rows, us, of which
+ * an empty kernel between events has 5: 4096 x 4096 14 and 24, of which the bytes need 2, 4096 x
+ * 14336 23 and 38, 6144 x 4096 17 and 33, 28672 x 4096 38 and 69. Of 6.7 ms that 128 sequences take
+ * in a step, products are 4.6, attention 1.3, norms 0.4, the turn 0.3, the head 0.3. At 500 TFLOP/s
+ * products would take 3.6: what they lack are x's way at the beginning, 1 us, and the sums' way
+ * round at the end, 2. 6144 x 4096 shares in threes, so that a block has parts of two tiles to
+ * bring, one after the other: 3 us more than when one block did it alone. The compiler must see
+ * that all lanes of a warp take the same way, or it keeps addresses of shared memory in each lane's
  * registers, and the loop over columns takes a tenth longer. */
 #include "cuda/packed.cuh"
 #include "cuda/product.cuh"
@@ -66,10 +80,13 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
     using is = cuda_format_is<FORMAT>;
     static constexpr uint32_t halves = HALVES;            /* segments at a time */
     static constexpr uint32_t warps = 4 * BANDS * halves; /* that multiply */
-    static constexpr uint32_t threads =
-        32 * (warps + 4); /* a group copies, a warp per half of it */
-    /* Registers: a thread's at first, as many as a processor has for all; what copying needs; the
-     * rest for those that multiply. */
+    /* A group beside them: a warp per half copies, the others finish. */
+    static constexpr uint32_t threads = 32 * (warps + 4);
+    static constexpr uint32_t finishing = 4 - halves;
+    /* Whether they have the time for it: two warps need longer for 64 rows than other sums take. */
+    static constexpr bool hands_over = NT != 8;
+    /* Registers: a thread's at first, as many as a processor has for all; what copying and
+     * finishing need; the rest for those that multiply. */
     static constexpr int registers = 65536 / threads / 8 * 8;
     static constexpr int copying_registers = halves == 2 ? 32 : 40;
     static constexpr int multiplying_registers =
@@ -100,7 +117,7 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct shape_of {
 
 struct barriers {
     cuda_barrier full[STAGES_MAX], empty[STAGES_MAX]; /* of the ring's stages */
-    cuda_barrier summed, read; /* results: all there, nobody reads them any more */
+    cuda_barrier summed, read; /* results for others to finish: all there, all read */
     cuda_barrier half, taken;  /* the second half's sums: put there, taken from there */
 };
 
@@ -256,6 +273,16 @@ template <int NT> static __device__ __forceinline__ void clear(float sums[NT][4]
     }
 }
 
+template <int NT> static __device__ __forceinline__ void add(float to[NT][4], const float v[NT][4])
+{
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            to[n][i] = __fadd_rn(to[n][i], v[n][i]);
+    }
+}
+
 /* A lane's own number of the results, of row n of its row tile pair and place i of its fragment. */
 template <class SHAPE> static __device__ __forceinline__ uint32_t place_of(int n, int i)
 {
@@ -276,10 +303,10 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
     const uint8_t *ring; /* the lane's half of it */
     barriers *all;
     uint32_t tile, lane;
-    uint32_t nothing;      /* 0, which the compiler does not know */
-    turn at;               /* the stage under way */
-    uint32_t done = none;  /* whose products may still be under way */
-    uint32_t finishes = 0; /* tiles that were finished here */
+    uint32_t nothing;     /* 0, which the compiler does not know */
+    turn at;              /* the stage under way */
+    uint32_t done = none; /* whose products may still be under way */
+    uint32_t handed = 0;  /* tiles that others finish, or have */
     share next = {};
 
     /* Share k of the stage at `stage`. */
@@ -368,22 +395,21 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
     }
 
     /* Before results are written over: until all have read them. */
-    __device__ __forceinline__ void await_read()
+    __device__ __forceinline__ void await_read() const
     {
-        if (finishes > 0)
-            cuda_barrier_wait(&all->read, (finishes - 1) & 1);
+        if (handed > 0)
+            cuda_barrier_wait(&all->read, (handed - 1) & 1);
     }
 
-    /* A quarter's sums to the lane's own results, after those of the quarters before it. */
-    __device__ __forceinline__ void add(const float sums[NT][4], float *own, bool first) const
+    /* A tile's sums to the lane's own results. */
+    __device__ __forceinline__ void put(const float total[NT][4], float *own) const
     {
+        await_read();
 #pragma unroll
         for (int n = 0; n < NT; n++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                float *to = own + place_of<shape>(n, i);
-                *to = __fadd_rn(first ? 0.0f : *to, sums[n][i]);
-            }
+            for (int i = 0; i < 4; i++)
+                own[place_of<shape>(n, i)] = total[n][i];
         }
     }
     /* A quarter's, or a segment's, to where other blocks find them. */
@@ -400,26 +426,23 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
      * other blocks: as quarters, and where one begins or ends within a quarter as a segment. */
     __device__ __forceinline__ void tile_sum(const course &c, float *own, const shared_sums &sums)
     {
-        float acc[NT][4], quarter[NT][4];
+        float acc[NT][4], quarter[NT][4], total[NT][4];
         clear<NT>(quarter);
+        clear<NT>(total);
         for (uint32_t run = c.first; run < c.last; run++) {
-            const bool begins = run % 2 == 0 || run == c.first;
+            if (run % 2 == 0)
+                clear<NT>(quarter);
             run_sum(acc, c.begin(run, 0), c.end(run, 0), c.stages(run, shape::units));
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    quarter[n][i] = __fadd_rn(begins ? 0.0f : quarter[n][i], acc[n][i]);
-            }
+            add<NT>(quarter, acc);
             if (run % 2 == 0 && run + 1 < c.last)
                 continue;
-            if (run < 2)
-                await_read();
             if (c.all_columns())
-                add(quarter, own, run < 2);
+                add<NT>(total, quarter);
             else
                 share_out(quarter, sums.of_run(c, run));
         }
+        if (c.all_columns())
+            put(total, own);
     }
 
     /* The same by two: the second half's sums come to the first by way of shared memory. `puts`
@@ -427,7 +450,8 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
     __device__ __forceinline__ void tile_sum_by_two(const course &c, uint32_t half, float *own,
                                                     const shared_sums &sums, uint32_t *puts)
     {
-        float acc[NT][4], *other = own + shape::result_floats;
+        float acc[NT][4], total[NT][4], *other = own + shape::result_floats;
+        clear<NT>(total);
         for (uint32_t run = c.first; run < c.last; run++, ++*puts) {
             run_sum(acc, c.begin(run, half), c.end(run, half), c.stages(run, shape::units));
             if (half == 1) {
@@ -437,15 +461,13 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
                 for (int i = 0; i < 4 * NT; i++)
                     other[place_of<shape>(i / 4, i % 4)] = acc[i / 4][i % 4];
             } else {
-                if (run == 0)
-                    await_read();
                 cuda_barrier_wait(&all->half, *puts & 1);
 #pragma unroll
                 for (int i = 0; i < 4 * NT; i++)
                     acc[i / 4][i % 4] = __fadd_rn(__fadd_rn(0.0f, acc[i / 4][i % 4]),
                                                   other[place_of<shape>(i / 4, i % 4)]);
                 if (c.all_columns())
-                    add(acc, own, run == 0);
+                    add<NT>(total, acc);
                 else
                     share_out(acc, sums.of_run(c, run));
             }
@@ -453,6 +475,8 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
             if (lane == 0)
                 cuda_barrier_arrive(half == 1 ? &all->half : &all->taken);
         }
+        if (half == 0 && c.all_columns())
+            put(total, own);
     }
 
     /* All quarters' sums of row tiles first .. end - 1 of x, whoever makes them, to the lane's own
@@ -499,7 +523,7 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
  * bands.
  */
 struct part {
-    uint32_t pair, set, first, end, warp, lane;
+    uint32_t pair, set, first, end, warp, warps, lane;
 };
 
 /* CUDA_GATED: of each row four columns a lane, a row tile by 16 columns a warp. Rows of W that pad
@@ -509,7 +533,7 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work, const
                                                     part p)
 {
 #pragma unroll 2
-    for (uint32_t i = 4 * p.first + p.warp; i < 4 * p.end; i += SHAPE::warps) {
+    for (uint32_t i = 4 * p.first + p.warp; i < 4 * p.end; i += p.warps) {
         const uint32_t n = i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
         const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
         uint32_t bits[4];
@@ -523,18 +547,15 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work, const
     }
 }
 
-/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by some of x at a time, and asks memory for all
- * of these together. */
-template <class SHAPE>
+/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by `at_once` of x at a time, and asks memory for
+ * all of these together. */
+template <class SHAPE, uint32_t at_once>
 static __device__ __forceinline__ void finish_rows(const cuda_work &work, const cuda_job &job,
                                                    const float *results, part p)
 {
-    constexpr uint32_t N = SHAPE::x_rows;
-    constexpr uint32_t fair = 4 * N / SHAPE::warps, at_once = fair < 16 ? fair : 16;
     const bool add = work.finish == CUDA_ADD;
-    static_assert(N % at_once == 0 && 4 * N / at_once % SHAPE::warps == 0, "as many each");
 #pragma unroll 1
-    for (uint32_t i = p.warp;; i += SHAPE::warps) {
+    for (uint32_t i = p.warp;; i += p.warps) {
         const uint32_t n = 8 * p.first + i / 4 * at_once, r = i % 4 * 32 + p.lane;
         const uint32_t row = p.pair * BANDS * BAND_ROWS + r, x_row = p.set * SHAPE::x_rows + n;
         if (n >= 8 * p.end)
@@ -558,40 +579,54 @@ static __device__ __forceinline__ void finish_rows(const cuda_work &work, const 
     }
 }
 
-template <class SHAPE>
+template <class SHAPE, uint32_t at_once>
 static __device__ __forceinline__ void finish(const cuda_work &work, const course &c,
                                               const float *results, uint32_t first, uint32_t end,
-                                              uint32_t warp, uint32_t lane)
+                                              uint32_t warp, uint32_t warps, uint32_t lane)
 {
     const cuda_job &job = work.jobs[cuda_job_of(work, c.block())];
-    const part p = {c.block() - job.first_block, c.set(), first, end, warp, lane};
+    const part p = {c.block() - job.first_block, c.set(), first, end, warp, warps, lane};
     if (work.finish == CUDA_GATED)
         finish_gated<SHAPE>(work, results, p);
     else
-        finish_rows<SHAPE>(work, job, results, p);
+        finish_rows<SHAPE, at_once>(work, job, results, p);
+}
+
+/* By all warps that multiply, once their sums of some row tiles are among the results. */
+template <class SHAPE>
+static __device__ __forceinline__ void finish_here(const cuda_work &work, const course &c,
+                                                   const float *results, uint32_t first,
+                                                   uint32_t end, uint32_t warp, uint32_t lane)
+{
+    constexpr uint32_t fair = 4 * SHAPE::x_rows / SHAPE::warps;
+    cuda_meet(1, 32 * SHAPE::warps);
+    finish<SHAPE, (fair < 16 ? fair : 16)>(work, c, results, first, end, warp, SHAPE::warps, lane);
+    cuda_meet(1, 32 * SHAPE::warps);
+}
+
+/* By warps of their own: tiles that the others have summed, while these go on. */
+template <class SHAPE>
+static __device__ __forceinline__ void finish_all(const cuda_work &work, division by,
+                                                  const float *results, barriers *all,
+                                                  uint32_t warp, uint32_t lane)
+{
+    uint32_t n = 0;
+    cuda_wait();
+    for (course c(work, by, SHAPE::x_rows, SHAPE::halves); SHAPE::hands_over && c.more_follows();
+         c.next()) {
+        cuda_barrier_wait(&all->summed, n++ & 1);
+        finish<SHAPE, 4>(work, c, results, 0, SHAPE::x_rows / 8, warp, SHAPE::finishing, lane);
+        __syncwarp();
+        if (lane == 0)
+            cuda_barrier_arrive(&all->read);
+    }
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
-/* Once a tile's sums are among the results, or those of some of its row tiles. */
-template <uint32_t FORMAT, int NT, uint32_t HALVES>
-static __device__ __forceinline__ void
-finish_tile(consumer<FORMAT, NT, HALVES> &self, const cuda_work &work, const course &c,
-            const float *results, uint32_t first, uint32_t end, uint32_t warp)
-{
-    using shape = shape_of<FORMAT, NT, HALVES>;
-    __syncwarp();
-    if (self.lane == 0 && warp < shape::warps / shape::halves)
-        cuda_barrier_arrive(&self.all->summed);
-    cuda_barrier_wait(&self.all->summed, self.finishes++ & 1);
-    finish<shape>(work, c, results, first, end, warp, self.lane);
-    __syncwarp();
-    if (self.lane == 0)
-        cuda_barrier_arrive(&self.all->read);
-}
-
-/* Tile by tile: its sums to the results, all warps' sums met, and the rows finished. Then some rows
- * of each tile that other blocks have columns of. */
+/* Tile by tile: its sums to the results, for others to finish, but for the last one, which is
+ * finished here, as nothing else is left to do. Then some rows of each tile that other blocks have
+ * columns of. */
 template <uint32_t FORMAT, int NT, uint32_t HALVES>
 static __device__ __forceinline__ void
 multiply_all(const cuda_work &work, division by, const uint8_t *ring, float *results, barriers *all,
@@ -611,15 +646,21 @@ multiply_all(const cuda_work &work, division by, const uint8_t *ring, float *res
             self.tile_sum(c, own, sums);
         else
             self.tile_sum_by_two(c, half, own, sums, &puts);
-        if (c.all_columns())
-            finish_tile(self, work, c, results, 0, NT, warp);
+        if (shape::hands_over && c.more_follows()) {
+            __syncwarp();
+            if (lane == 0 && half == 0)
+                cuda_barrier_arrive(&all->summed);
+            self.handed++;
+        } else if (c.all_columns()) {
+            finish_here<shape>(work, c, results, 0, NT, warp, lane);
+        }
     }
     for (c.back_to_rest(); c.some(); c.next()) {
         const uint32_t n = sums.n_blocks(c), nth = sums.nth_block(c);
         const uint32_t first = nth * NT / n, end = (nth + 1) * NT / n;
         if (half == 0)
             self.bring(c, own, sums, first, end);
-        finish_tile(self, work, c, results, first, end, warp);
+        finish_here<shape>(work, c, results, first, end, warp, lane);
     }
 }
 
@@ -642,7 +683,7 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
             cuda_barrier_make(&all->empty[i], shape::warps);
         }
         cuda_barrier_make(&all->summed, summing);
-        cuda_barrier_make(&all->read, shape::warps);
+        cuda_barrier_make(&all->read, shape::finishing);
         cuda_barrier_make(&all->half, summing);
         cuda_barrier_make(&all->taken, summing);
         cuda_barriers_made();
@@ -655,6 +696,8 @@ static __global__ void __launch_bounds__(shape_of<FORMAT, NT, HALVES>::threads, 
         cuda_group_fewer_registers<shape::copying_registers>();
         if (warp - shape::warps < HALVES)
             copy_all<FORMAT, NT, HALVES>(work, by, ring, all, stages, warp - shape::warps, lane);
+        else
+            finish_all<shape>(work, by, results, all, warp - shape::warps - HALVES, lane);
     } else {
         cuda_group_more_registers<shape::multiplying_registers>();
         multiply_all<FORMAT, NT, HALVES>(work, by, ring, results, all, stages, warp, lane);

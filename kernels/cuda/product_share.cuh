@@ -53,6 +53,12 @@ struct course {
     {
         return last - first == runs();
     }
+    /* Whether it has all columns of this tile, and something to do after it. */
+    __device__ __forceinline__ bool more_follows() const
+    {
+        return next_whole < whole &&
+               (next_whole + gridDim.x < whole || (n_tiles - whole) * runs() > blockIdx.x * deep);
+    }
     __device__ __forceinline__ void next()
     {
         if (next_whole < whole)

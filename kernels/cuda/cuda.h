@@ -24,6 +24,7 @@
  *   chain.cu        that kernel
  *   pieces.c        attention cut into pieces, a block's work each
  *   sample.cu       logits to tokens
+ *   turn.cuh        a head of a row between QKV and the cache: norm, rotation, rounding, its slot
  *   packed.cuh      where a number of x lies in the orders that products want
  *   device.cuh      the instructions that C does not have, and how kernels are launched
  *   group_mma.cuh   of these, the tensor cores' that four warps share

@@ -20,9 +20,19 @@
  * F16, at the memory's speed; partial results add 6% where a tile has 4 pairs. Prefill is bound by
  * the tensor cores' older instruction, about 0.62 of their peak.
  *
- * Measured on an H200, 32 heads over 8 of 128: a step of one row at 128 rows 2.5 us and 2.6 for the
- * merge; what 8,064 rows more cost a step of 32 layers is 0.54 ms, or 2.0 TB/s of keys and values;
- * 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s.
+ * In steps of few tiles the kernel also turns the rows (attend_narrow.cuh): for one sequence at 128
+ * rows of a model of 8B parameters in Q4_0 that is 589 tokens a second in place of 553 with a
+ * kernel of its own before it, for eight 3,757 in place of 3,534; at 2,048 rows 523 and 517, at
+ * 8,192 426 and 425. What counts there is that a block is short and keeps nothing in local memory:
+ * four groups, with 128 registers, were slower than two (567 and 583), and a branch around each
+ * load that may be a copy's makes loads wait for each other. Tried and slower: a merge by the last
+ * block of a tile to be done, which reads as many partial results as four blocks share now (at
+ * 8,192 rows 402); rows turned by attention in steps of 64 and 128 sequences, groups' sums joined
+ * in shared memory there too (3%).
+ *
+ * Measured on an H200, 32 heads over 8 of 128: a step of one row at 128 rows, turned before, 2.5 us
+ * and 2.6 for the merge; what 8,064 rows more cost a step of 32 layers is 0.54 ms, or 2.0 TB/s of
+ * keys and values; 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s.
  *
  * 128 sequences at 128 to 256 rows take 44 us a layer, twice what the bytes need; 64 27 us, 32 16.
  * None of these helped: the chunks after next asked for from the second-level cache (49 us), a
@@ -35,12 +45,12 @@
 
 /* ---- kernels --------------------------------------------------------------------------------- */
 
-template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT>
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT, uint32_t GROUPS>
 static __device__ inline void run_narrow(const cuda_cache &c, const struct cuda_attend &a,
                                          const cuda_step &s, const cuda_piece &piece)
 {
-    CUDA_SHARED(narrow_shared, shared);
-    narrow<KT, VT, KU, VU, EXACT>(c, a, s, piece, shared).run();
+    CUDA_SHARED(narrow_shared<GROUPS>, shared);
+    narrow<KT, VT, KU, VU, EXACT, GROUPS>(c, a, s, piece, shared).run();
 }
 
 template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t TILES>
@@ -51,15 +61,16 @@ static __device__ inline void run_wide(const cuda_cache &c, const struct cuda_at
     wide<KT, VT, KU, TILES>(c, a, s, piece, shared).run();
 }
 
-template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT, int BLOCKS>
-static __global__ void __launch_bounds__(ATTEND_THREADS, BLOCKS)
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT, uint32_t GROUPS,
+          int BLOCKS>
+static __global__ void __launch_bounds__(GROUPS *ATTEND_THREADS, BLOCKS)
     attend_narrow(const cuda_cache c, const struct cuda_attend a, const cuda_step s)
 {
     const cuda_piece &piece = s.pieces[blockIdx.y];
     if (piece.n_rows == 0)
         cuda_wait();
     else
-        run_narrow<KT, VT, KU, VU, EXACT>(c, a, s, piece);
+        run_narrow<KT, VT, KU, VU, EXACT, GROUPS>(c, a, s, piece);
 }
 
 /* Steps with a prompt's rows: wide pieces and, beside them, narrow ones. */
@@ -74,7 +85,7 @@ static __global__ void __launch_bounds__(ATTEND_THREADS, 2)
         if (piece.n_rows == 0)
             cuda_wait();
         else if (piece.n_rows <= narrow_rows)
-            run_narrow<KT, VT, KU, KU / 2, true>(c, a, s, piece);
+            run_narrow<KT, VT, KU, KU / 2, true, 1>(c, a, s, piece);
         else if (n_pairs <= ATTEND_WARPS * CUDA_PAIRS)
             run_wide<KT, VT, KU, 1>(c, a, s, piece);
         else
@@ -183,7 +194,7 @@ size_t cuda_partial_bytes(const struct cuda_cache *cache, uint32_t n_partials)
 }
 
 template <typename Kernel, typename... More>
-static cudaError_t start(Kernel kernel, size_t shared, const cuda_cache *cache,
+static cudaError_t start(Kernel kernel, uint32_t groups, size_t shared, const cuda_cache *cache,
                          const struct cuda_attend *attend, const cuda_step *step,
                          cudaStream_t stream, More... more)
 {
@@ -193,8 +204,18 @@ static cudaError_t start(Kernel kernel, size_t shared, const cuda_cache *cache,
         if (error != cudaSuccess)
             return error;
     }
-    return cuda_launch(kernel, dim3(cache->n_kv_heads, step->n_pieces), dim3(ATTEND_THREADS),
-                       shared, stream, *cache, *attend, *step, more...);
+    return cuda_launch(kernel, dim3(cache->n_kv_heads, step->n_pieces),
+                       dim3(groups * ATTEND_THREADS), shared, stream, *cache, *attend, *step,
+                       more...);
+}
+
+template <uint32_t KT, uint32_t VT, uint32_t KU, uint32_t VU, bool EXACT, uint32_t GROUPS,
+          int BLOCKS>
+static cudaError_t start_narrow(const cuda_cache *cache, const struct cuda_attend *attend,
+                                const cuda_step *step, cudaStream_t stream)
+{
+    return start(attend_narrow<KT, VT, KU, VU, EXACT, GROUPS, BLOCKS>, GROUPS,
+                 narrow_shared_bytes<GROUPS>(cache), cache, attend, step, stream);
 }
 
 /* The kernel for heads of 64 or 128 of keys and values of one type. */
@@ -203,12 +224,14 @@ static cudaError_t start_exact(const cuda_cache *cache, const struct cuda_attend
                                const cuda_step *step, cudaStream_t stream)
 {
     constexpr int blocks = KU == 4 ? 3 : 4;
-    const size_t shared = narrow_shared_bytes(cache->dim_k, cache->dim_v);
     if (step->n_rows > CUDA_NARROW_ROWS && !cache->narrow)
-        return start(attend_wide<T, T, KU>, max(shared, wide_shared<KU>::bytes), cache, attend,
+        return start(attend_wide<T, T, KU>, 1,
+                     max(narrow_shared_bytes<1>(cache), wide_shared<KU>::bytes), cache, attend,
                      step, stream, cuda_piece_rows(cache));
-    return start(attend_narrow<T, T, KU, KU / 2, true, blocks>, shared, cache, attend, step,
-                 stream);
+    if (attend->turn.q != NULL)
+        return start_narrow<T, T, KU, KU / 2, true, CUDA_CUT_GROUPS, 1>(cache, attend, step,
+                                                                        stream);
+    return start_narrow<T, T, KU, KU / 2, true, 1, blocks>(cache, attend, step, stream);
 }
 
 template <uint32_t T>
@@ -223,9 +246,8 @@ static cudaError_t start_pieces(const cuda_cache *cache, const struct cuda_atten
                                 const cuda_step *step, cudaStream_t stream)
 {
     if (!cuda_heads_known(cache))
-        return start(
-            attend_narrow<CACHE_ANY, CACHE_ANY, CACHE_DIM_MAX / 32, CACHE_DIM_MAX / 64, false, 1>,
-            narrow_shared_bytes(cache->dim_k, cache->dim_v), cache, attend, step, stream);
+        return start_narrow<CACHE_ANY, CACHE_ANY, CACHE_DIM_MAX / 32, CACHE_DIM_MAX / 64, false, 1,
+                            1>(cache, attend, step, stream);
     if (cache->k_type != cache->v_type)
         return start_type<CACHE_ANY>(cache, attend, step, stream);
     if (cache->k_type == INFER_TYPE_F16)

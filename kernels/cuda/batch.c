@@ -300,21 +300,22 @@ void cuda_batch_write(struct infer_backend_model *m, const struct infer_batch *b
     struct cuda_bucket bucket = {.rows = cuda_bucket_rows(batch->n_rows),
                                  .chained = cuda_chain_takes(m, batch)};
     struct cuda_numbers numbers;
-    uint32_t n_pieces, n_merges;
+    struct cuda_cut cut;
     /* Rows and sequences stand first: where they are depends on the rows alone. */
     cuda_numbers_place(&numbers, &bucket, m->numbers);
     blank_rows(&bucket, &numbers);
     uint32_t n_seqs = write_seqs(batch, &numbers);
     cuda_cut(&m->cache, numbers.seqs, n_seqs, m->window, m->backend->n_processors, m->pieces,
-             m->merges, &n_pieces, &n_merges);
-    bucket.pieces = cuda_bucket_pieces(n_pieces);
-    bucket.merges = cuda_bucket_merges(n_merges);
+             m->merges, &cut);
+    bucket.pieces = cuda_bucket_pieces(cut.n_pieces);
+    bucket.merges = cuda_bucket_merges(cut.n_merges);
+    bucket.turns = cut.turns;
     bucket.outputs = cuda_bucket_outputs(batch->n_outputs);
     cuda_numbers_place(&numbers, &bucket, m->numbers);
     memset(numbers.pieces, 0, bucket.pieces * sizeof *numbers.pieces);
     memset(numbers.merges, 0, bucket.merges * sizeof *numbers.merges);
-    memcpy(numbers.pieces, m->pieces, n_pieces * sizeof *numbers.pieces);
-    memcpy(numbers.merges, m->merges, n_merges * sizeof *numbers.merges);
+    memcpy(numbers.pieces, m->pieces, cut.n_pieces * sizeof *numbers.pieces);
+    memcpy(numbers.merges, m->merges, cut.n_merges * sizeof *numbers.merges);
     uint32_t word = write_pages(batch, numbers.words);
     word = write_outputs(batch, &bucket, &numbers, word);
     *ret_bucket = bucket;

@@ -7,7 +7,7 @@
  *   k, v   into the row's slot of its page (cache.cuh has the picture)
  * With a Q4_0 cache of keys, q and k are rotated by ref_cache_rotate's matrix after that, with one
  * of values v is. Codes are chosen as ref/cache.c does, but for the order of its sums. turn.cuh has
- * all this.
+ * all this; in steps of few tiles attention does it (attend_narrow.cuh), in others the kernel here.
  *
  * One warp has one head of one row, in shared memory. It reads 4 bytes a number and writes 2 or
  * less: for a model of 8B parameters 24 KB in and 12 KB out per row, nothing beside the weights;

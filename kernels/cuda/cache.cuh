@@ -113,6 +113,36 @@ static __device__ inline __half2 cache_offsets(uint32_t words, float middle, flo
 
 /* ---- a lane's part of a unit ----------------------------------------------------------------- */
 
+/* Where a page is read from: the cache, or a block's copy of it in shared memory. */
+struct cache_memory {
+    static __device__ inline uint4 sixteen(const void *p)
+    {
+        return cuda_stream16(p);
+    }
+    static __device__ inline uint2 eight(const void *p)
+    {
+        return cuda_stream8(p);
+    }
+    static __device__ inline uint32_t four(const void *p)
+    {
+        return cuda_stream4(p);
+    }
+};
+struct cache_copy {
+    static __device__ inline uint4 sixteen(const void *p)
+    {
+        return *reinterpret_cast<const uint4 *>(p);
+    }
+    static __device__ inline uint2 eight(const void *p)
+    {
+        return *reinterpret_cast<const uint2 *>(p);
+    }
+    static __device__ inline uint32_t four(const void *p)
+    {
+        return *reinterpret_cast<const uint32_t *>(p);
+    }
+};
+
 /* What was loaded, and after that the fragment of one half: .x, .y its first product's and .z, .w
  * the second's for keys; .x, .y its numbers for values. */
 template <uint32_t TYPE> struct cache_key_unit;
@@ -120,10 +150,11 @@ template <uint32_t TYPE> struct cache_value_unit;
 
 template <> struct cache_key_unit<INFER_TYPE_F16> {
     uint4 v[2];
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *keys, uint32_t j, uint32_t lane)
     {
-        v[0] = cuda_stream16(keys + (j * 64 + lane) * 16);
-        v[1] = cuda_stream16(keys + (j * 64 + 32 + lane) * 16);
+        v[0] = From::sixteen(keys + (j * 64 + lane) * 16);
+        v[1] = From::sixteen(keys + (j * 64 + 32 + lane) * 16);
     }
     __device__ inline uint4 fragment(uint32_t half) const
     {
@@ -133,10 +164,11 @@ template <> struct cache_key_unit<INFER_TYPE_F16> {
 
 template <> struct cache_value_unit<INFER_TYPE_F16> {
     uint4 v;
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *values, uint32_t i,
                                 uint32_t lane)
     {
-        v = cuda_stream16(values + (i * 32 + lane) * 16);
+        v = From::sixteen(values + (i * 32 + lane) * 16);
     }
     __device__ inline uint4 fragments() const
     {
@@ -147,11 +179,12 @@ template <> struct cache_value_unit<INFER_TYPE_F16> {
 template <> struct cache_key_unit<INFER_TYPE_Q8_0> {
     uint4 v;
     uint32_t scales;
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *keys, uint32_t j, uint32_t lane)
     {
-        v = cuda_stream16(keys + (j * 32 + lane) * 16);
-        scales = cuda_stream4(keys + cache_codes_bytes(INFER_TYPE_Q8_0, c.dim_k) +
-                              (j * 8 + lane / 4) * 4);
+        v = From::sixteen(keys + (j * 32 + lane) * 16);
+        scales =
+            From::four(keys + cache_codes_bytes(INFER_TYPE_Q8_0, c.dim_k) + (j * 8 + lane / 4) * 4);
     }
     __device__ inline uint4 fragment(uint32_t half) const
     {
@@ -165,12 +198,13 @@ template <> struct cache_key_unit<INFER_TYPE_Q8_0> {
 
 template <> struct cache_value_unit<INFER_TYPE_Q8_0> {
     uint2 v, scales;
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *values, uint32_t i,
                                 uint32_t lane)
     {
-        v = cuda_stream8(values + (i * 32 + lane) * 8);
-        scales = cuda_stream8(values + cache_codes_bytes(INFER_TYPE_Q8_0, c.dim_v) +
-                              (i / 2 * 4 + lane % 4) * 8);
+        v = From::eight(values + (i * 32 + lane) * 8);
+        scales = From::eight(values + cache_codes_bytes(INFER_TYPE_Q8_0, c.dim_v) +
+                             (i / 2 * 4 + lane % 4) * 8);
     }
     __device__ inline uint4 fragments() const
     {
@@ -184,11 +218,12 @@ template <> struct cache_value_unit<INFER_TYPE_Q8_0> {
 template <> struct cache_key_unit<INFER_TYPE_Q4_0> {
     uint2 v;
     uint32_t words;
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *keys, uint32_t j, uint32_t lane)
     {
-        v = cuda_stream8(keys + (j * 32 + lane) * 8);
-        words = cuda_stream4(keys + cache_codes_bytes(INFER_TYPE_Q4_0, c.dim_k) +
-                             (j * 8 + lane / 4) * 4);
+        v = From::eight(keys + (j * 32 + lane) * 8);
+        words =
+            From::four(keys + cache_codes_bytes(INFER_TYPE_Q4_0, c.dim_k) + (j * 8 + lane / 4) * 4);
     }
     __device__ inline uint4 fragment(uint32_t half) const
     {
@@ -205,14 +240,15 @@ template <> struct cache_key_unit<INFER_TYPE_Q4_0> {
 template <> struct cache_value_unit<INFER_TYPE_Q4_0> {
     uint32_t v, high;
     uint2 words;
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *values, uint32_t i,
                                 uint32_t lane)
     {
         uint32_t codes_bytes = cache_codes_bytes(INFER_TYPE_Q4_0, c.dim_v);
-        v = cuda_stream4(values + (i * 32 + lane) * 4);
-        high = cuda_stream4(values + codes_bytes + (i / 4 * 32 + lane) * 4) >> i % 4 * 2;
-        words = cuda_stream8(values + codes_bytes + cache_high_bytes(c.dim_v) +
-                             (i / 2 * 4 + lane % 4) * 8);
+        v = From::four(values + (i * 32 + lane) * 4);
+        high = From::four(values + codes_bytes + (i / 4 * 32 + lane) * 4) >> i % 4 * 2;
+        words = From::eight(values + codes_bytes + cache_high_bytes(c.dim_v) +
+                            (i / 2 * 4 + lane % 4) * 8);
     }
     /* `codes` has the low four bits at 4 and 20, `fifth` the fifth at 8 and 24 */
     static __device__ inline uint32_t two(uint32_t codes, uint32_t fifth, __half2 offset,
@@ -233,22 +269,23 @@ template <> struct cache_value_unit<INFER_TYPE_Q4_0> {
 /* Decoded as they are loaded. */
 template <> struct cache_key_unit<CACHE_ANY> {
     uint4 v[2];
-    template <uint32_t TYPE>
+    template <uint32_t TYPE, class From>
     __device__ inline void take(const cuda_cache &c, const uint8_t *keys, uint32_t j, uint32_t lane)
     {
         cache_key_unit<TYPE> unit;
-        unit.load(c, keys, j, lane);
+        unit.template load<From>(c, keys, j, lane);
         v[0] = unit.fragment(0);
         v[1] = unit.fragment(1);
     }
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *keys, uint32_t j, uint32_t lane)
     {
         if (c.k_type == INFER_TYPE_F16)
-            take<INFER_TYPE_F16>(c, keys, j, lane);
+            take<INFER_TYPE_F16, From>(c, keys, j, lane);
         else if (c.k_type == INFER_TYPE_Q8_0)
-            take<INFER_TYPE_Q8_0>(c, keys, j, lane);
+            take<INFER_TYPE_Q8_0, From>(c, keys, j, lane);
         else
-            take<INFER_TYPE_Q4_0>(c, keys, j, lane);
+            take<INFER_TYPE_Q4_0, From>(c, keys, j, lane);
     }
     __device__ inline uint4 fragment(uint32_t half) const
     {
@@ -258,23 +295,24 @@ template <> struct cache_key_unit<CACHE_ANY> {
 
 template <> struct cache_value_unit<CACHE_ANY> {
     uint4 v;
-    template <uint32_t TYPE>
+    template <uint32_t TYPE, class From>
     __device__ inline void take(const cuda_cache &c, const uint8_t *values, uint32_t i,
                                 uint32_t lane)
     {
         cache_value_unit<TYPE> unit;
-        unit.load(c, values, i, lane);
+        unit.template load<From>(c, values, i, lane);
         v = unit.fragments();
     }
+    template <class From = cache_memory>
     __device__ inline void load(const cuda_cache &c, const uint8_t *values, uint32_t i,
                                 uint32_t lane)
     {
         if (c.v_type == INFER_TYPE_F16)
-            take<INFER_TYPE_F16>(c, values, i, lane);
+            take<INFER_TYPE_F16, From>(c, values, i, lane);
         else if (c.v_type == INFER_TYPE_Q8_0)
-            take<INFER_TYPE_Q8_0>(c, values, i, lane);
+            take<INFER_TYPE_Q8_0, From>(c, values, i, lane);
         else
-            take<INFER_TYPE_Q4_0>(c, values, i, lane);
+            take<INFER_TYPE_Q4_0, From>(c, values, i, lane);
     }
     __device__ inline uint4 fragments() const
     {

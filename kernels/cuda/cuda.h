@@ -404,11 +404,20 @@ struct cuda_merge {
     uint32_t partial;
 };
 
-/* The pieces and merges of a step, cut so that about 2 n_processors blocks have something to do;
- * what is cut does not change what comes out. `window` is the largest of all layers, 0: all. */
+/* How a step is cut. Where it has so few tiles, each of them all rows of its sequence, that a block
+ * has a processor for itself, attention turns the rows too, and a block works on CUDA_CUT_GROUPS
+ * chunks at once. */
+struct cuda_cut {
+    uint32_t n_pieces, n_merges;
+    bool turns;
+};
+#define CUDA_CUT_GROUPS 2u
+
+/* The pieces and merges of a step, cut so that every processor has something to do; what is cut
+ * does not change what comes out. `window` is the largest of all layers, 0: all. */
 void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint32_t n_seqs,
               uint32_t window, uint32_t n_processors, struct cuda_piece *pieces,
-              struct cuda_merge *merges, uint32_t *ret_pieces, uint32_t *ret_merges);
+              struct cuda_merge *merges, struct cuda_cut *ret);
 /* The most of each that there can be in a step of so many rows and sequences. */
 void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t max_seqs,
                    uint32_t n_processors, uint32_t *ret_pieces, uint32_t *ret_merges,
@@ -416,6 +425,7 @@ void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t m
 
 struct cuda_attend {
     const uint16_t *queries;
+    struct cuda_turn turn; /* of a cut that turns; q NULL: cuda_turn_and_cache() has done it */
     uint32_t layer;
     uint32_t window; /* 0: all */
     float *partials;

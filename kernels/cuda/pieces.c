@@ -2,11 +2,12 @@
  *
  * A piece is a block's work per key head. Two kinds:
  *
- *   narrow   One tile of rows. The keys of a single sequence at depth 2,048 are 32 chunks, and with
- *            8 key heads 256 blocks, one chunk each, are what fills a device of 132 processors. So
- *            the chunks of all tiles are shared out over about as many blocks as run at once, and
- *            where a tile's chunks became several pieces', a merge brings them together. With many
- *            sequences there are enough tiles, and nothing is cut.
+ *   narrow   One tile of rows. The keys of a single sequence at depth 2,048 are 32 chunks, with 8
+ *            key heads 256 that go round 132 processors. So the chunks of all tiles are shared out
+ *            over about as many blocks as run at once, and where a tile's chunks became several
+ *            pieces', a merge brings them together. With many sequences there are enough tiles, and
+ *            nothing is cut. With so few that a block has a processor for itself (and a tile all
+ *            rows of its sequence), blocks are twice as large and turn the rows too.
  *   wide     Up to 8 tiles, of a prompt's rows, that read each key once for all. Bound by the
  *            tensor cores. Half as large where that gives no more blocks than processors.
  *
@@ -16,8 +17,8 @@
 
 #define WIDE_TILES     8u
 #define WIDE_TILES_MIN 4u
-/* A tile with no more chunks is not cut: a merge takes about as long as this many. */
-#define UNCUT_CHUNKS 3u
+/* A tile that a block is done with in so many rounds is not cut: a merge takes about as long. */
+#define UNCUT_ROUNDS 3u
 /* Row chunks that partial results are kept of, at most: 68 MB for 32 heads of 128. */
 #define PARTIALS_MAX 4096u
 
@@ -37,10 +38,11 @@ uint32_t cuda_wide_rows(const struct cuda_cache *cache)
     return some ? WIDE_TILES * CUDA_PAIRS / per_kv(cache) : 0;
 }
 
-/* Pieces per key head that give every processor two blocks. */
-static uint32_t pieces_wanted(const struct cuda_cache *cache, uint32_t n_processors)
+/* Pieces per key head that give every processor two blocks, or, where they turn, one. */
+static uint32_t pieces_wanted(const struct cuda_cache *cache, bool turns, uint32_t n_processors)
 {
-    return divide_up(2 * n_processors, cache->n_kv_heads);
+    return turns ? n_processors / cache->n_kv_heads
+                 : divide_up(2 * n_processors, cache->n_kv_heads);
 }
 
 static uint32_t partials_most(const struct cuda_cache *cache)
@@ -55,7 +57,7 @@ void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t m
                    uint32_t *ret_partials)
 {
     uint32_t tiles = max_rows / cuda_piece_rows(cache) + max_seqs;
-    uint32_t wanted = pieces_wanted(cache, n_processors);
+    uint32_t wanted = pieces_wanted(cache, false, n_processors);
     tiles = tiles < max_rows ? tiles : max_rows;
     *ret_pieces = tiles + wanted;
     *ret_merges = tiles < wanted ? tiles : wanted;
@@ -63,24 +65,25 @@ void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t m
 }
 
 /* A step that is being cut. */
-struct cut {
+struct cutting {
     const struct cuda_cache *cache;
     uint32_t window;
     uint32_t wide_rows;  /* of a wide piece; 0: none are made */
     uint32_t most;       /* chunks of a narrow piece */
+    bool turns;          /* of struct cuda_cut */
     uint32_t n_partials; /* that are given away */
     struct cuda_piece *pieces;
     struct cuda_merge *merges;
     uint32_t n_pieces, n_merges;
 };
 
-static bool is_wide(const struct cut *c, const struct cuda_seq *seq)
+static bool is_wide(const struct cutting *c, const struct cuda_seq *seq)
 {
     return c->wide_rows && seq->n_rows * per_kv(c->cache) >= WIDE_TILES_MIN * CUDA_PAIRS;
 }
 
 /* n_rows rows from the sequence's row `row` on, with all chunks that one of them sees. */
-static struct cuda_piece piece_of(const struct cut *c, const struct cuda_seq *seq, uint32_t s,
+static struct cuda_piece piece_of(const struct cutting *c, const struct cuda_seq *seq, uint32_t s,
                                   uint32_t row, uint32_t n_rows)
 {
     uint32_t first = seq->position + row, last = first + n_rows - 1;
@@ -96,9 +99,10 @@ static struct cuda_piece piece_of(const struct cut *c, const struct cuda_seq *se
 }
 
 /* A tile: whole, or its chunks shared out evenly. */
-static void add_tile(struct cut *c, struct cuda_piece tile)
+static void add_tile(struct cutting *c, struct cuda_piece tile)
 {
-    uint32_t n = tile.n_chunks > UNCUT_CHUNKS ? divide_up(tile.n_chunks, c->most) : 1;
+    uint32_t at_once = c->turns ? CUDA_CUT_GROUPS : 1;
+    uint32_t n = tile.n_chunks > UNCUT_ROUNDS * at_once ? divide_up(tile.n_chunks, c->most) : 1;
     if (n == 1 || tile.n_chunks > (partials_most(c->cache) - c->n_partials) / tile.n_rows) {
         c->pieces[c->n_pieces++] = tile;
         return;
@@ -120,7 +124,7 @@ static void add_tile(struct cut *c, struct cuda_piece tile)
 }
 
 /* The last rows have most keys, and go first. */
-static void add_wide(struct cut *c, const struct cuda_seq *seq, uint32_t s)
+static void add_wide(struct cutting *c, const struct cuda_seq *seq, uint32_t s)
 {
     for (uint32_t row = (seq->n_rows - 1) / c->wide_rows * c->wide_rows;; row -= c->wide_rows) {
         uint32_t rest = seq->n_rows - row;
@@ -131,7 +135,7 @@ static void add_wide(struct cut *c, const struct cuda_seq *seq, uint32_t s)
     }
 }
 
-static void add_narrow(struct cut *c, const struct cuda_seq *seq, uint32_t s)
+static void add_narrow(struct cutting *c, const struct cuda_seq *seq, uint32_t s)
 {
     const uint32_t rows = cuda_piece_rows(c->cache);
     for (uint32_t row = 0; row < seq->n_rows; row += rows) {
@@ -141,12 +145,14 @@ static void add_narrow(struct cut *c, const struct cuda_seq *seq, uint32_t s)
 }
 
 /* How large wide pieces are, and how many chunks a narrow one has. */
-static void measure(struct cut *c, const struct cuda_seq *seqs, uint32_t n_seqs,
+static void measure(struct cutting *c, const struct cuda_seq *seqs, uint32_t n_seqs,
                     uint32_t n_processors)
 {
     const uint32_t rows = cuda_piece_rows(c->cache);
-    uint32_t n_rows = 0, n_wide = 0;
+    const uint32_t kv = c->cache->n_kv_heads;
+    uint32_t n_rows = 0, n_wide = 0, n_tiles = 0;
     uint64_t chunks = 0;
+    bool whole = true; /* each sequence is one narrow tile */
     for (uint32_t s = 0; s < n_seqs; s++)
         n_rows += seqs[s].n_rows;
     c->wide_rows = n_rows > CUDA_NARROW_ROWS ? cuda_wide_rows(c->cache) : 0;
@@ -154,24 +160,30 @@ static void measure(struct cut *c, const struct cuda_seq *seqs, uint32_t n_seqs,
         const struct cuda_seq *seq = &seqs[s];
         if (is_wide(c, seq)) {
             n_wide += divide_up(seq->n_rows, c->wide_rows);
+            whole = false;
             continue;
         }
+        whole = whole && seq->n_rows <= rows;
         for (uint32_t row = 0; row < seq->n_rows; row += rows) {
             uint32_t rest = seq->n_rows - row;
             chunks += piece_of(c, seq, s, row, rest < rows ? rest : rows).n_chunks;
+            n_tiles++;
         }
     }
     if (c->wide_rows > 1 && n_wide * c->cache->n_kv_heads <= n_processors)
         c->wide_rows /= 2;
-    uint32_t wanted = pieces_wanted(c->cache, n_processors);
+    c->turns = whole && cuda_wide_rows(c->cache) && n_tiles * kv <= n_processors;
+    uint32_t wanted = pieces_wanted(c->cache, c->turns, n_processors);
+    if (c->turns && n_tiles)
+        wanted -= n_tiles - 1; /* what is left over of each tile counts too */
     c->most = chunks > wanted ? (uint32_t)((chunks + wanted - 1) / wanted) : 1;
 }
 
 void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint32_t n_seqs,
               uint32_t window, uint32_t n_processors, struct cuda_piece *pieces,
-              struct cuda_merge *merges, uint32_t *ret_pieces, uint32_t *ret_merges)
+              struct cuda_merge *merges, struct cuda_cut *ret)
 {
-    struct cut c = {.cache = cache, .window = window, .pieces = pieces, .merges = merges};
+    struct cutting c = {.cache = cache, .window = window, .pieces = pieces, .merges = merges};
     measure(&c, seqs, n_seqs, n_processors);
     for (uint32_t s = 0; s < n_seqs; s++)
         if (seqs[s].n_rows && is_wide(&c, &seqs[s]))
@@ -179,6 +191,5 @@ void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint3
     for (uint32_t s = 0; s < n_seqs; s++)
         if (!is_wide(&c, &seqs[s]))
             add_narrow(&c, &seqs[s], s);
-    *ret_pieces = c.n_pieces;
-    *ret_merges = c.n_merges;
+    *ret = (struct cuda_cut){.n_pieces = c.n_pieces, .n_merges = c.n_merges, .turns = c.turns};
 }

@@ -2,7 +2,8 @@
  *
  *   EMBED     rows of the table to x
  *   QKV       x normed and packed | q, k, v | rotation, cache
- *   ATTEND    pieces of attention | merged where a row's keys were cut; o packed
+ *   ATTEND    pieces of attention | merged where a row's keys were cut; o packed. In steps of few
+ *             tiles the pieces do rotation and cache themselves
  *   PROJECT   x += W from
  *   FFN_GATED x normed and packed | t = act(gate) up, packed
  *   HEAD      per block of outputs: their rows normed and packed | logits | tokens
@@ -10,7 +11,7 @@
  * Before it what the batch says comes to the device, after it the results go to the host (run.c);
  * of a part of a model x does so, too (stream.c).
  *
- * A bar is a kernel's end: eight or nine dependent kernels a layer. Each may start while the one
+ * A bar is a kernel's end: seven to nine dependent kernels a layer. Each may start while the one
  * before it drains (device.cuh), so that its weights are on their way when x is ready. In steps of
  * few rows all products between two attentions are one kernel (chain.c). Steps of up to
  * CUDA_GRAPH_ROWS rows are captured (graph.c); larger ones keep the device busy for longer than
@@ -24,6 +25,7 @@ struct at_step {
     const struct cuda_bucket *bucket;
     struct cuda_numbers numbers; /* on the device */
     struct cuda_step step;
+    struct cuda_turn turn;           /* that the next attention does; q NULL: none */
     const struct infer_batch *batch; /* where raw logits are wanted */
 };
 
@@ -81,30 +83,41 @@ static cudaError_t qkv(const struct at_step *s, const struct cuda_op *op)
     return error;
 }
 
-/* What QKV does after its products. */
-static cudaError_t turn(const struct at_step *s, const struct cuda_op *op)
+/* What is done to the results of QKV's products: by a kernel of its own, or by attention's, which
+ * follows. */
+static struct cuda_turn turn_of(const struct at_step *s, const struct cuda_op *op)
 {
-    struct infer_backend_model *m = s->m;
+    const struct infer_backend_model *m = s->m;
     const struct cuda_scratch *c = &m->scratch;
     const struct infer_rope *rope = &m->plan->rope;
-    const struct cuda_turn turn = {.q = c->q,
-                                   .k = c->k,
-                                   .v = c->v,
-                                   .q_stride = m->q_stride,
-                                   .k_stride = m->k_stride,
-                                   .v_stride = m->v_stride,
-                                   .q_norm = op->q_norm,
-                                   .k_norm = op->k_norm,
-                                   .eps = m->plan->shape.norm_eps,
-                                   .rope_style = rope->style,
-                                   .rope_dims = rope->n_dims,
-                                   .inv_freq = m->inv_freq,
-                                   .magnitude = rope->magnitude,
-                                   .scale = op->attend_scale,
-                                   .queries = c->queries,
-                                   .layer = op->op->layer};
-    cudaError_t error = cuda_turn_and_cache(&m->cache, &turn, &s->step, m->stream);
-    cuda_profile_mark(m, CUDA_PHASE_TURN);
+    return (struct cuda_turn){.q = c->q,
+                              .k = c->k,
+                              .v = c->v,
+                              .q_stride = m->q_stride,
+                              .k_stride = m->k_stride,
+                              .v_stride = m->v_stride,
+                              .q_norm = op->q_norm,
+                              .k_norm = op->k_norm,
+                              .eps = m->plan->shape.norm_eps,
+                              .rope_style = rope->style,
+                              .rope_dims = rope->n_dims,
+                              .inv_freq = m->inv_freq,
+                              .magnitude = rope->magnitude,
+                              .scale = op->attend_scale,
+                              .queries = c->queries,
+                              .layer = op->op->layer};
+}
+
+static cudaError_t turn(struct at_step *s, const struct cuda_op *op)
+{
+    const struct cuda_turn turn = turn_of(s, op);
+    cudaError_t error = cudaSuccess;
+    if (s->bucket->turns) {
+        s->turn = turn;
+        return error;
+    }
+    error = cuda_turn_and_cache(&s->m->cache, &turn, &s->step, s->m->stream);
+    cuda_profile_mark(s->m, CUDA_PHASE_TURN);
     return error;
 }
 
@@ -112,6 +125,7 @@ static cudaError_t attend(const struct at_step *s, const struct cuda_op *op)
 {
     struct infer_backend_model *m = s->m;
     const struct cuda_attend attend = {.queries = m->scratch.queries,
+                                       .turn = s->turn,
                                        .layer = op->op->layer,
                                        .window = op->op->as.attend.window,
                                        .partials = m->scratch.partials,
@@ -247,7 +261,7 @@ static cudaError_t head(const struct at_step *s, const struct cuda_op *op)
 
 /* ---- the whole ------------------------------------------------------------------------------- */
 
-static cudaError_t launch_op(const struct at_step *s, const struct cuda_op *op)
+static cudaError_t launch_op(struct at_step *s, const struct cuda_op *op)
 {
     switch (op->op->kind) {
     case INFER_OP_EMBED:
@@ -277,7 +291,7 @@ static cudaError_t chain(const struct at_step *s, uint32_t i)
 }
 
 /* A chain of products before each layer's attention, and one after the last's. */
-static cudaError_t launch_chained(const struct at_step *s, const struct cuda_op *op, uint32_t *n)
+static cudaError_t launch_chained(struct at_step *s, const struct cuda_op *op, uint32_t *n)
 {
     cudaError_t error = cudaSuccess;
     switch (op->op->kind) {

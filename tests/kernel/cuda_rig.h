@@ -56,6 +56,7 @@ static const struct shape shapes[] = {
     {"4/2 heads of 128 and 64", 4, 2, 128, 64, INFER_ROPE_PAIRS, 128, false, 0},
     {"2/1 heads of 256", 2, 1, 256, 256, INFER_ROPE_HALVES, 256, false, 0},
     {"16/1 heads of 64", 16, 1, 64, 64, INFER_ROPE_PAIRS, 64, false, 0},
+    {"20/1 heads of 64, window", 20, 1, 64, 64, INFER_ROPE_HALVES, 64, true, 90},
 };
 #define N_SHAPES (sizeof shapes / sizeof shapes[0])
 
@@ -131,6 +132,12 @@ struct sequence {
     uint16_t *got;
 };
 
+/* How steps are run otherwise than cuda_cut() says. */
+struct ways {
+    bool apart;      /* rows are turned by a kernel of their own */
+    uint32_t chunks; /* of every piece of one tile; 0: as the cut says */
+};
+
 struct rig {
     const struct shape *shape;
     struct infer_shape model;
@@ -149,6 +156,8 @@ struct rig {
     struct cuda_packed packed;
     size_t values_bytes;
     uint32_t n_merges, n_wide; /* that there have been: rows in several pieces, wide pieces */
+    uint32_t n_turned;         /* steps whose attention turned its rows itself */
+    struct ways ways;
 };
 
 static inline uint32_t q_size(const struct rig *r)
@@ -387,7 +396,8 @@ struct part {
 };
 
 struct step_host {
-    uint32_t n_rows, n_seqs, n_pieces, n_merges;
+    uint32_t n_rows, n_seqs;
+    struct cuda_cut cut;
     uint32_t row_seq[ROWS_MAX], row_position[ROWS_MAX], pages[PAGES];
     struct cuda_seq seqs[SEQS_MAX];
     struct cuda_piece pieces[PIECES_MAX];
@@ -460,17 +470,17 @@ static inline void poison(struct rig *r)
 static inline void run_kernels(struct rig *r, struct step_host *h)
 {
     for (uint32_t i = 0; i < 2; i++) {
-        h->pieces[h->n_pieces++] = (struct cuda_piece){0};
-        if (h->n_merges)
-            h->merges[h->n_merges++] = (struct cuda_merge){0};
+        h->pieces[h->cut.n_pieces++] = (struct cuda_piece){0};
+        if (h->cut.n_merges)
+            h->merges[h->cut.n_merges++] = (struct cuda_merge){0};
     }
     poison(r);
     to_device(r->d_row_seq, h->row_seq, sizeof(uint32_t) * h->n_rows);
     to_device(r->d_row_position, h->row_position, sizeof(uint32_t) * h->n_rows);
     to_device(r->d_pages, h->pages, sizeof h->pages);
     to_device(r->d_seqs, h->seqs, sizeof h->seqs);
-    to_device(r->d_pieces, h->pieces, sizeof(struct cuda_piece) * h->n_pieces);
-    to_device(r->d_merges, h->merges, sizeof(struct cuda_merge) * h->n_merges);
+    to_device(r->d_pieces, h->pieces, sizeof(struct cuda_piece) * h->cut.n_pieces);
+    to_device(r->d_merges, h->merges, sizeof(struct cuda_merge) * h->cut.n_merges);
     r->packed.tiles = cuda_packed_tiles(h->n_rows, r->device.shared_bytes);
     const struct cuda_step step = {.row_seq = r->d_row_seq,
                                    .row_position = r->d_row_position,
@@ -478,7 +488,7 @@ static inline void run_kernels(struct rig *r, struct step_host *h)
                                    .pages = r->d_pages,
                                    .pieces = r->d_pieces,
                                    .n_rows = h->n_rows,
-                                   .n_pieces = h->n_pieces};
+                                   .n_pieces = h->cut.n_pieces};
     const struct cuda_turn turn = {.q = r->d_q,
                                    .k = r->d_k,
                                    .v = r->d_v,
@@ -495,17 +505,62 @@ static inline void run_kernels(struct rig *r, struct step_host *h)
                                    .scale = 1.0f / sqrtf((float)r->shape->dim_k),
                                    .queries = r->d_queries,
                                    .layer = LAYER};
-    const struct cuda_attend attend = {.queries = r->d_queries,
-                                       .layer = LAYER,
-                                       .window = r->shape->window,
-                                       .partials = r->d_partials,
-                                       .merges = r->d_merges,
-                                       .n_merges = h->n_merges,
-                                       .to = r->packed};
-    must(cuda_turn_and_cache(&r->cache, &turn, &step, NULL));
+    struct cuda_attend attend = {.queries = r->d_queries,
+                                 .layer = LAYER,
+                                 .window = r->shape->window,
+                                 .partials = r->d_partials,
+                                 .merges = r->d_merges,
+                                 .n_merges = h->cut.n_merges,
+                                 .to = r->packed};
+    if (h->cut.turns)
+        attend.turn = turn;
+    else
+        must(cuda_turn_and_cache(&r->cache, &turn, &step, NULL));
     must(cuda_attend(&r->cache, &attend, &step, NULL));
     must(cudaStreamSynchronize(NULL));
     read_rows(r, h);
+}
+
+/* A narrow piece that has all chunks, cut into pieces of n chunks. */
+static inline void shred(struct step_host *h, struct cuda_piece tile, uint32_t n,
+                         uint32_t *partials)
+{
+    struct cuda_merge merge = {.first_row = tile.first_row,
+                               .n_rows = tile.n_rows,
+                               .first_chunk = tile.first_chunk,
+                               .n_chunks = tile.n_chunks,
+                               .partial = *partials};
+    for (uint32_t at = 0; at < merge.n_chunks; at += n) {
+        struct cuda_piece *piece = &h->pieces[h->cut.n_pieces++];
+        *piece = tile;
+        piece->first_chunk += at;
+        piece->n_chunks = n < merge.n_chunks - at ? n : merge.n_chunks - at;
+        piece->partial = *partials;
+        *partials += piece->n_chunks * tile.n_rows;
+    }
+    h->merges[h->cut.n_merges++] = merge;
+    assert_true(*partials <= PARTIALS && h->cut.n_pieces < PIECES_MAX);
+}
+
+/* What the rig's ways ask for. */
+static inline void go_ways(const struct rig *r, struct step_host *h)
+{
+    const struct ways *w = &r->ways;
+    const uint32_t n = h->cut.n_pieces;
+    static struct cuda_piece whole[PIECES_MAX];
+    uint32_t partials = 0;
+    if (w->apart)
+        h->cut.turns = false;
+    if (!w->chunks || h->cut.n_merges)
+        return;
+    memcpy(whole, h->pieces, n * sizeof whole[0]);
+    h->cut.n_pieces = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (whole[i].n_rows > cuda_piece_rows(&r->cache))
+            h->pieces[h->cut.n_pieces++] = whole[i];
+        else
+            shred(h, whole[i], w->chunks, &partials);
+    }
 }
 
 /* One step, cut for a device of so many processors. */
@@ -516,12 +571,15 @@ static inline void run_step(struct rig *r, const struct part *parts, uint32_t n,
     uint32_t pieces, merges, partials;
     memset(&h, 0, sizeof h);
     write_rows(r, &h, parts, n);
-    cuda_cut(&r->cache, h.seqs, n, r->shape->window, n_processors, h.pieces, h.merges, &h.n_pieces,
-             &h.n_merges);
+    /* Pieces that are not cut by the window have chunks that it leaves nothing of. */
+    cuda_cut(&r->cache, h.seqs, n, r->ways.chunks ? 0 : r->shape->window, n_processors, h.pieces,
+             h.merges, &h.cut);
     cuda_cut_most(&r->cache, ROWS_MAX, SEQS_MAX, n_processors, &pieces, &merges, &partials);
-    assert_true(h.n_pieces <= pieces && h.n_merges <= merges && partials <= PARTIALS);
-    r->n_merges += h.n_merges;
-    for (uint32_t i = 0; i < h.n_pieces; i++)
+    assert_true(h.cut.n_pieces <= pieces && h.cut.n_merges <= merges && partials <= PARTIALS);
+    go_ways(r, &h);
+    r->n_merges += h.cut.n_merges;
+    r->n_turned += h.cut.turns;
+    for (uint32_t i = 0; i < h.cut.n_pieces; i++)
         r->n_wide += h.pieces[i].n_rows > cuda_piece_rows(&r->cache);
     run_kernels(r, &h);
 }

@@ -77,7 +77,22 @@ static void check_same(struct rig *r, const struct kept *first, const char *how)
     free_kept(&now);
 }
 
+/* Rows of a sequence as a step that verifies some has them. */
+#define ROWS_FEW 4u
+
 /* ---- attention ------------------------------------------------------------------------------- */
+
+/* The same however a step's rows are turned, worked on and cut: one to a few rows of each sequence
+ * after the others, in steps beside each other. */
+static void check_ways(struct rig *r, const struct kept *first)
+{
+    for (uint32_t i = 0; i < 2; i++) {
+        r->ways = (struct ways){.apart = i & 1, .chunks = 1 + i};
+        run_mixed(r, 132, ROWS_FEW);
+        check_same(r, first, "by ways");
+    }
+    r->ways = (struct ways){0};
+}
 
 /* As few steps as there can be; one row at a time (in brief, 30), cut as far as it goes; beside
  * others. */
@@ -107,7 +122,8 @@ static void check_shape(const struct shape *shape, size_t type)
     run_step(&r, (struct part[]){{0, 0, 72}, {2, 0, 8}}, 2, 1);
     run_step(&r, (struct part[]){{0, 72, 133}, {2, 8, 1}}, 2, 1);
     check_same(&r, &first, "wide beside narrow");
-    assert_true(r.n_merges || shape->window);
+    check_ways(&r, &first);
+    assert_true(r.n_merges && (r.n_turned || !cuda_wide_rows(&r.cache)));
     assert_true(r.n_wide || !cuda_wide_rows(&r.cache));
     free_kept(&first);
     free_rig(&r);
@@ -159,16 +175,18 @@ static void test_uneven_pieces(void **state)
         run_step(&r, (struct part[]){{0, 0, 200}}, 1, 132);
         run_step(&r, (struct part[]){{0, 200, at - 200}}, 1, 132);
         memset(&h, 0, sizeof h);
+        h.cut = (struct cuda_cut){.turns = i % 2};
         write_rows(&r, &h, &(struct part){0, at, rows}, 1);
         for (uint32_t chunk = 0, n = 1; chunk < 5; chunk += n, n = 3 - n) {
             n = n < 5 - chunk ? n : 5 - chunk;
-            h.pieces[h.n_pieces++] = (struct cuda_piece){.first_row = 0,
-                                                         .n_rows = rows,
-                                                         .first_chunk = chunk,
-                                                         .n_chunks = n,
-                                                         .partial = 7 + chunk * rows};
+            h.pieces[h.cut.n_pieces++] = (struct cuda_piece){.first_row = 0,
+                                                             .n_rows = rows,
+                                                             .first_chunk = chunk,
+                                                             .n_chunks = n,
+                                                             .partial = 7 + chunk * rows};
         }
-        h.merges[h.n_merges++] = (struct cuda_merge){.n_rows = rows, .n_chunks = 5, .partial = 7};
+        h.merges[h.cut.n_merges++] =
+            (struct cuda_merge){.n_rows = rows, .n_chunks = 5, .partial = 7};
         run_kernels(&r, &h);
         check_same(&r, &first, "uneven pieces");
         free_kept(&first);

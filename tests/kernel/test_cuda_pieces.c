@@ -10,16 +10,17 @@ static void check_cut(const struct cuda_cache *c, const struct cuda_seq *seqs, u
     static struct cuda_piece pieces[4096];
     static struct cuda_merge merges[4096];
     static uint8_t taken[partials_most];
-    uint32_t n_pieces, n_merges, most_pieces, most_merges, most_partials, n_rows = 0;
+    uint32_t most_pieces, most_merges, most_partials, n_rows = 0;
     uint64_t chunks[rows_most] = {0};
+    struct cuda_cut cut;
     for (uint32_t s = 0; s < n_seqs; s++)
         n_rows += seqs[s].n_rows;
-    cuda_cut(c, seqs, n_seqs, window, n_processors, pieces, merges, &n_pieces, &n_merges);
+    cuda_cut(c, seqs, n_seqs, window, n_processors, pieces, merges, &cut);
     cuda_cut_most(c, n_rows, n_seqs, n_processors, &most_pieces, &most_merges, &most_partials);
-    assert_true(n_pieces <= most_pieces && n_merges <= most_merges);
+    assert_true(cut.n_pieces <= most_pieces && cut.n_merges <= most_merges);
     assert_true(most_partials <= partials_most);
     memset(taken, 0, sizeof taken);
-    for (uint32_t i = 0; i < n_pieces; i++) {
+    for (uint32_t i = 0; i < cut.n_pieces; i++) {
         const struct cuda_piece *p = &pieces[i];
         const struct cuda_seq *s = &seqs[p->seq];
         assert_true(p->n_rows && p->n_chunks && p->first_row >= s->first_row &&
@@ -34,10 +35,10 @@ static void check_cut(const struct cuda_cache *c, const struct cuda_seq *seqs, u
             assert_int_equal(taken[p->partial + j]++, 0);
         }
         uint32_t m = 0;
-        while (m < n_merges && merges[m].first_row != p->first_row)
+        while (m < cut.n_merges && merges[m].first_row != p->first_row)
             m++;
-        assert_int_equal(m < n_merges, p->partial != CUDA_WHOLE);
-        if (m < n_merges) {
+        assert_int_equal(m < cut.n_merges, p->partial != CUDA_WHOLE);
+        if (m < cut.n_merges) {
             assert_int_equal(merges[m].n_rows, p->n_rows);
             assert_int_equal(p->partial - merges[m].partial,
                              (p->first_chunk - merges[m].first_chunk) * p->n_rows);
@@ -88,20 +89,23 @@ static void test_cut_fills(void **state)
     struct cuda_seq seq = {0, 1, 2047, 0}, prompt = {0, 512, 4096, 0}, many[128];
     struct cuda_piece pieces[512];
     struct cuda_merge merges[512];
-    uint32_t n_pieces, n_merges;
+    struct cuda_cut cut;
     s.n_pages = 20000;
     assert_int_equal(cuda_cache_init(&c, &model, &s), 0);
-    cuda_cut(&c, &seq, 1, 0, 132, pieces, merges, &n_pieces, &n_merges);
-    assert_int_equal(n_pieces, 32);
-    assert_int_equal(n_merges, 1);
-    cuda_cut(&c, &prompt, 1, 0, 132, pieces, merges, &n_pieces, &n_merges);
-    assert_int_equal(n_pieces, 32);
-    assert_int_equal(n_merges, 0);
+    cuda_cut(&c, &seq, 1, 0, 132, pieces, merges, &cut);
+    assert_int_equal(cut.n_pieces, 16);
+    assert_int_equal(cut.n_merges, 1);
+    assert_true(cut.turns);
+    cuda_cut(&c, &prompt, 1, 0, 132, pieces, merges, &cut);
+    assert_int_equal(cut.n_pieces, 32);
+    assert_int_equal(cut.n_merges, 0);
+    assert_false(cut.turns);
     for (uint32_t i = 0; i < 128; i++)
         many[i] = (struct cuda_seq){i, 1, 255, 0};
-    cuda_cut(&c, many, 128, 0, 132, pieces, merges, &n_pieces, &n_merges);
-    assert_int_equal(n_pieces, 128);
-    assert_int_equal(n_merges, 0);
+    cuda_cut(&c, many, 128, 0, 132, pieces, merges, &cut);
+    assert_int_equal(cut.n_pieces, 128);
+    assert_int_equal(cut.n_merges, 0);
+    assert_false(cut.turns);
 }
 
 int main(void)

@@ -79,23 +79,27 @@ struct message {
     void *told; /* MODEL: struct dispatch_model, LIMITS: struct dispatch_limits; owned */
 };
 
-/* A model's place. */
-/* One second of a model's steps that did nothing but decode. */
-struct decoding {
+/* What was done in one second. */
+struct second {
     uint64_t at; /* which second of the clock */
-    uint64_t n_steps, us;
+    uint64_t prompt_tokens, prompt_us, tokens, tokens_us;
+    uint64_t decode_steps, decode_us; /* of steps that did nothing but decode */
 };
 
-/* Of work, for the speeds that status shows: so many seconds are kept. */
+/* The last seconds of work, for the speeds that status shows. */
 #define DISPATCH_SECONDS 10
+struct seconds {
+    struct second of[DISPATCH_SECONDS];
+};
 
+/* A model's place. */
 struct model_slot {
     struct dispatch_model is;
     bool live;                      /* config.models[i] is ready for use */
     uint32_t n_uses;                /* jobs with uses_model */
     uint32_t n_waiting;             /* jobs that are held for it */
     _Atomic uint64_t idle_since_us; /* 0: in use, or not live */
-    struct decoding decoding[DISPATCH_SECONDS];
+    struct seconds seconds;
 };
 
 /* A user who is not like the others. */
@@ -110,12 +114,6 @@ struct message_queue {
     pthread_cond_t filled; /* the preparing thread waits on its own queue */
     struct message *first, **last;
     atomic_bool any; /* a hint that saves the lock */
-};
-
-/* One second of work. */
-struct second {
-    uint64_t at; /* which second of the clock */
-    uint64_t prompt_tokens, prompt_us, tokens, tokens_us;
 };
 
 struct dispatch {
@@ -168,7 +166,7 @@ struct dispatch {
     uint32_t n_sessions;
     uint64_t session_bytes; /* of their rings */
     uint64_t n_requests, n_failed, n_prompt_tokens, n_tokens, n_steps, start_us;
-    struct second seconds[DISPATCH_SECONDS];
+    struct seconds seconds;                  /* of all models */
     uint64_t memory_bytes, memory_available; /* as last read */
     uint64_t tick_us;                        /* when the next tick is due */
     bool page_stale;                         /* something ran since the status page was written */

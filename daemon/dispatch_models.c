@@ -207,7 +207,7 @@ static void make_live(struct dispatch *d, uint32_t index)
     struct model_slot *slot = &d->slots[index];
     assert(!slot->live && slot->n_uses == 0 && d->past_pages[index] == 0);
     slot->live = true;
-    memset(slot->decoding, 0, sizeof slot->decoding);
+    slot->seconds = (struct seconds){0};
     set_idle_since(slot, clock_us());
     sched_set_pages(d->sched, index, d->config.models[index].state.n_pages);
     sched_set_rows(d->sched, index, d->config.models[index].state.max_rows);

@@ -43,20 +43,42 @@ static void describe_loaded(const struct engine_model *m, struct infer_model *re
     ret->add_bos = tokenizer_add_bos(m->tokenizer);
 }
 
+static void add_second(struct second *to, const struct second *x)
+{
+    to->prompt_tokens += x->prompt_tokens;
+    to->prompt_us += x->prompt_us;
+    to->tokens += x->tokens;
+    to->tokens_us += x->tokens_us;
+    to->decode_steps += x->decode_steps;
+    to->decode_us += x->decode_us;
+}
+
+static void count_second(struct seconds *s, const struct second *did)
+{
+    struct second *x = &s->of[did->at % DISPATCH_SECONDS];
+    if (x->at != did->at)
+        *x = (struct second){.at = did->at};
+    add_second(x, did);
+}
+
+static struct second sum_of_seconds(const struct seconds *s)
+{
+    uint64_t now = clock_us() / 1000000u;
+    struct second sum = {0};
+    for (int i = 0; i < DISPATCH_SECONDS; i++)
+        if (s->of[i].at + DISPATCH_SECONDS > now)
+            add_second(&sum, &s->of[i]);
+    return sum;
+}
+
 /* Bytes a second; a model on two devices waits for the slower one. */
 static uint64_t weights_read_per_s(const struct model_slot *slot, const struct engine_model *m)
 {
-    uint64_t now = clock_us() / 1000000u, n_steps = 0, us = 0;
-    for (int i = 0; i < DISPATCH_SECONDS; i++) {
-        const struct decoding *x = &slot->decoding[i];
-        if (x->at + DISPATCH_SECONDS <= now)
-            continue;
-        n_steps += x->n_steps;
-        us += x->us;
-    }
-    if (us == 0 || m->n_first != 0)
+    const struct second sum = sum_of_seconds(&slot->seconds);
+    if (sum.decode_us == 0 || m->n_first != 0)
         return 0;
-    return (uint64_t)(1e6 * (double)m->plan->step_bytes * (double)n_steps / (double)us);
+    return (uint64_t)(1e6 * (double)m->plan->step_bytes * (double)sum.decode_steps /
+                      (double)sum.decode_us);
 }
 
 static uint32_t shown_state(enum dispatch_model_state state)
@@ -116,18 +138,8 @@ void dispatch_read_memory(struct dispatch *d)
 
 static void fill_speeds(const struct dispatch *d, struct infer_status *s)
 {
-    uint64_t now = clock_us() / 1000000u;
-    struct second sum = {0};
+    const struct second sum = sum_of_seconds(&d->seconds);
 
-    for (int i = 0; i < DISPATCH_SECONDS; i++) {
-        const struct second *x = &d->seconds[i];
-        if (x->at + DISPATCH_SECONDS <= now)
-            continue;
-        sum.prompt_tokens += x->prompt_tokens;
-        sum.prompt_us += x->prompt_us;
-        sum.tokens += x->tokens;
-        sum.tokens_us += x->tokens_us;
-    }
     if (sum.prompt_us > 0)
         s->prompt_tokens_per_s = 1e6 * (double)sum.prompt_tokens / (double)sum.prompt_us;
     if (sum.tokens_us > 0)
@@ -278,15 +290,6 @@ void dispatch_write_page(struct dispatch *d, uint64_t now_us)
     tell_counts(d);
 }
 
-static void count_decoding(struct model_slot *slot, uint64_t second, uint64_t took_us)
-{
-    struct decoding *x = &slot->decoding[second % DISPATCH_SECONDS];
-    if (x->at != second)
-        *x = (struct decoding){.at = second};
-    x->n_steps++;
-    x->us += took_us;
-}
-
 /* A step that mixes prompt rows and decode rows is charged to both by their number. */
 void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_t from_us,
                          uint64_t to_us)
@@ -302,18 +305,17 @@ void dispatch_count_step(struct dispatch *d, uint32_t model, uint32_t n, uint64_
     }
     if (n == 0) /* all that were in it have left */
         return;
-    uint64_t second = to_us / 1000000u;
-    struct second *x = &d->seconds[second % DISPATCH_SECONDS];
-    if (x->at != second)
-        *x = (struct second){.at = second};
     uint64_t took = to_us - from_us;
-    if (prompt == 0)
-        count_decoding(&d->slots[model], second, took);
-    dispatch_measured(d, model, prompt, took * prompt / (prompt + drawn));
-    x->prompt_tokens += prompt;
-    x->tokens += drawn;
-    x->prompt_us += took * prompt / (prompt + drawn);
-    x->tokens_us += took * drawn / (prompt + drawn);
+    const struct second did = {.at = to_us / 1000000u,
+                               .prompt_tokens = prompt,
+                               .prompt_us = took * prompt / (prompt + drawn),
+                               .tokens = drawn,
+                               .tokens_us = took * drawn / (prompt + drawn),
+                               .decode_steps = prompt == 0,
+                               .decode_us = prompt == 0 ? took : 0};
+    count_second(&d->seconds, &did);
+    count_second(&d->slots[model].seconds, &did);
+    dispatch_measured(d, model, prompt, did.prompt_us);
     d->n_prompt_tokens += prompt;
     d->n_steps++;
     d->metrics.prompt_rows += prompt;

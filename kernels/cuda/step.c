@@ -111,12 +111,11 @@ static struct cuda_turn turn_of(const struct at_step *s, const struct cuda_op *o
 static cudaError_t turn(struct at_step *s, const struct cuda_op *op)
 {
     const struct cuda_turn turn = turn_of(s, op);
-    cudaError_t error = cudaSuccess;
     if (s->bucket->turns) {
         s->turn = turn;
-        return error;
+        return cudaSuccess;
     }
-    error = cuda_turn_and_cache(&s->m->cache, &turn, &s->step, s->m->stream);
+    cudaError_t error = cuda_turn_and_cache(&s->m->cache, &turn, &s->step, s->m->stream);
     cuda_profile_mark(s->m, CUDA_PHASE_TURN);
     return error;
 }

@@ -141,20 +141,22 @@ static inline void wait_state(struct infer_conn *c, const char *name, uint32_t s
     }
 }
 
-static inline void assert_log_lacks(const char *text)
+static inline void check_log(const char *text, bool wanted)
 {
     char *log = daemon_read_log(&d);
-    if (strstr(log, text) != NULL)
-        fail_msg("the log has '%s':\n%s", text, log);
+    if ((strstr(log, text) != NULL) != wanted)
+        fail_msg("the log %s '%s':\n%s", wanted ? "lacks" : "has", text, log);
     free(log);
 }
 
 static inline void assert_log(const char *text)
 {
-    char *log = daemon_read_log(&d);
-    if (strstr(log, text) == NULL)
-        fail_msg("the log lacks '%s':\n%s", text, log);
-    free(log);
+    check_log(text, true);
+}
+
+static inline void assert_log_lacks(const char *text)
+{
+    check_log(text, false);
 }
 
 #define TEST(name) cmocka_unit_test_teardown(name, teardown)

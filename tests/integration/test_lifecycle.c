@@ -509,15 +509,16 @@ static void unloading_by_force_ends_requests(void **state)
     infer_close(c);
 }
 
-/* A gigabyte of zeros, of which only the head is on the disk. */
-static void write_large(const char *path)
+/* A gigabyte of zeros, of which only the head is on the disk, in the test's folder. */
+static void write_large(char ret_path[128])
 {
     struct gguf_write w;
+    snprintf(ret_path, 128, "%s/large.gguf", folder);
     gguf_write_init(&w);
     gguf_write_llama(
         &w, &(struct gguf_write_shape){
                 .n_layers = 8, .n_embd = 2048, .n_ffn = 4096, .n_heads = 16, .n_kv_heads = 16});
-    assert_int_equal(gguf_write_file(&w, path), 0);
+    assert_int_equal(gguf_write_file(&w, ret_path), 0);
     gguf_write_done(&w);
 }
 
@@ -529,7 +530,6 @@ static void a_load_is_cancelled_by_hanging_up(void **state)
     bool gone;
     start("null", PAGES, "", "[model a]\n@");
     struct infer_conn *c = open_conn();
-    snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     int fd = open(path, O_RDONLY | O_CLOEXEC), s = manage_socket();
     unlink(path);
@@ -556,7 +556,6 @@ static void clients_are_answered_while_it_starts(void **state)
 {
     (void)state;
     char path[128], section[256];
-    snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     snprintf(section, sizeof section, "[model large]\npath = %s\npreload = yes\n[model a]\n@",
              path);
@@ -604,7 +603,6 @@ static void it_is_stopped_while_it_starts(void **state)
 {
     (void)state;
     char path[128], argument[160];
-    snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     snprintf(argument, sizeof argument, "large=%s", path);
     daemon_start_only(
@@ -624,7 +622,6 @@ static void waiting_for_a_model_ends(void **state)
     char path[128], section[256];
     struct infer_request r;
     uint32_t id;
-    snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     snprintf(section, sizeof section, "[model large]\npath = %s\n[model a]\n@", path);
     start("null", PAGES, "", section);
@@ -650,7 +647,6 @@ static void the_daemon_stops_while_a_model_loads(void **state)
 {
     (void)state;
     char path[128], section[256];
-    snprintf(path, sizeof path, "%s/large.gguf", folder);
     write_large(path);
     snprintf(section, sizeof section, "[model large]\npath = %s\n", path);
     start("null", PAGES, "drain-timeout = 0s\n", section);

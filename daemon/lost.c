@@ -59,7 +59,7 @@ static int read_lines(struct lost *l, int64_t now_s)
 
 int lost_open(struct lost *ret, const char *state_directory, int64_t now_s)
 {
-    *ret = (struct lost){.fd = -1};
+    *ret = (struct lost){.fd = -1, .added_at = -1};
     if (state_directory == NULL)
         return 0;
     int folder = open(state_directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -77,7 +77,7 @@ void lost_close(struct lost *l)
 {
     if (l->fd >= 0)
         close(l->fd);
-    *l = (struct lost){.fd = -1};
+    *l = (struct lost){.fd = -1, .added_at = -1};
 }
 
 uint32_t lost_times(const struct lost *l, const char *device)
@@ -94,5 +94,13 @@ int lost_add(struct lost *l, const char *device, int64_t now_s)
     if (l->fd < 0)
         return 0;
     snprintf(line.device, sizeof line.device, "%s", device);
+    l->added_at = lseek(l->fd, 0, SEEK_END);
     return write_line(l, &line);
+}
+
+int lost_take_back(struct lost *l)
+{
+    int64_t at = l->added_at;
+    l->added_at = -1;
+    return l->fd < 0 || at < 0 || ftruncate(l->fd, at) == 0 ? 0 : -errno;
 }

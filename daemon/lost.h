@@ -4,9 +4,9 @@
  * device may need a while before it can be opened again (a driver that resets it, a machine that
  * wakes up), and one that is lost again and again would end every daemon until the service manager
  * starts no more of them. So each loss is a line of the file "lost" in the state directory, a
- * step that did not end until the watchdog saw it likewise: the device's name and the time in
- * seconds since 1970. Lines older than LOST_MEMORY_S count no more and leave the file at the next
- * start.
+ * step that did not end until the watchdog saw it likewise, though one that ends after all is taken
+ * back: the device's name and the time in seconds since 1970. Lines older than LOST_MEMORY_S count
+ * no more and leave the file at the next start.
  *
  * Threads: the one that starts and ends the daemon. */
 #ifndef INFERD_LOST_H
@@ -23,7 +23,8 @@
 #define LOST_LINES_MAX 64u
 
 struct lost {
-    int fd; /* of the file; -1: what is lost is not kept */
+    int fd;           /* of the file; -1: what is lost is not kept */
+    int64_t added_at; /* where in it the last line begins that was added; -1: none was */
     uint32_t n;
     struct lost_line {
         char device[INFER_DEVICE_NAME_MAX];
@@ -39,5 +40,8 @@ void lost_close(struct lost *l);
 uint32_t lost_times(const struct lost *l, const char *device);
 /* It is lost, now. Negative errno: the next daemon will not know. */
 int lost_add(struct lost *l, const char *device, int64_t now_s);
+/* What was added last was no loss. Once for each lost_add(), or nothing happens. Negative errno: it
+ * stays noted. */
+int lost_take_back(struct lost *l);
 
 #endif

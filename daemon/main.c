@@ -62,6 +62,7 @@ struct daemon {
     struct policy policies[CONFIG_POLICIES_MAX];
     uint64_t engine_turns; /* as the watchdog saw them last */
     bool hangs;            /* they were the same */
+    bool hung_noted;       /* among what is lost */
     uint64_t began_us;
     bool ready, stopping;
     struct report failure; /* of a model without which it does not start */
@@ -137,15 +138,28 @@ static void note_hung(struct daemon *d)
     uint32_t model = dispatch_stepping(d->dispatch);
     const struct device *device =
         model != DISPATCH_NO_MODEL ? models_device(d->models, model) : NULL;
-    if (device != NULL && device->memory != 0)
+    d->hung_noted = device != NULL && device->memory != 0;
+    if (d->hung_noted)
         note_lost(d, device);
+}
+
+/* It was slow, and ended; or it ended with an error, which is noted as such. */
+static void take_back_hung(struct daemon *d)
+{
+    int rc = d->hung_noted ? lost_take_back(&d->lost) : 0;
+    d->hung_noted = false;
+    if (rc < 0)
+        log_warning("the next start will take a device that was slow for a lost one: %s",
+                    strerror(-rc));
 }
 
 static bool engine_moves(void *ctx)
 {
     struct daemon *d = ctx;
     bool moves = dispatch_moves(d->dispatch, &d->engine_turns);
-    if (!moves && !d->hangs)
+    if (moves)
+        take_back_hung(d);
+    else if (!d->hangs)
         note_hung(d);
     d->hangs = !moves;
     return moves;
@@ -231,6 +245,7 @@ static bool note_all_lost(struct daemon *d)
     for (uint32_t i = 0; i < d->devices.n; i++) {
         if (!atomic_load(&d->devices.device[i].is_lost))
             continue;
+        take_back_hung(d);
         note_lost(d, &d->devices.device[i]);
         any = true;
     }

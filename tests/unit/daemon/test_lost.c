@@ -53,6 +53,22 @@ static void noted_and_read(void **state)
     }
 }
 
+static void taken_back(void **state)
+{
+    (void)state;
+    write_file("cuda:0 1700000000\n");
+    assert_int_equal(lost_open(&lost, folder, NOW), 0);
+    assert_int_equal(lost_take_back(&lost), 0); /* it added none */
+    expect_file("cuda:0 1700000000\n");
+    assert_int_equal(lost_add(&lost, "cuda:0", NOW + 1), 0);
+    assert_int_equal(lost_add(&lost, "cuda:1", NOW + 2), 0);
+    assert_int_equal(lost_take_back(&lost), 0);
+    assert_int_equal(lost_take_back(&lost), 0);
+    expect_file("cuda:0 1700000000\ncuda:0 1700000001\n");
+    assert_int_equal(lost_add(&lost, "cuda:1", NOW + 3), 0);
+    expect_file("cuda:0 1700000000\ncuda:0 1700000001\ncuda:1 1700000003\n");
+}
+
 static void forgotten(void **state)
 {
     (void)state;
@@ -114,6 +130,7 @@ static void no_folder(void **state)
     (void)state;
     assert_int_equal(lost_open(&lost, NULL, NOW), 0);
     assert_int_equal(lost_add(&lost, "cuda:0", NOW), 0);
+    assert_int_equal(lost_take_back(&lost), 0);
     assert_int_equal(lost_times(&lost, "cuda:0"), 0);
     assert_int_equal(lost_times(NULL, "cuda:0"), 0);
     assert_int_equal(lost_open(&lost, "/nowhere/at/all", NOW), -ENOENT);
@@ -146,8 +163,8 @@ static int end(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(noted_and_read), TEST(forgotten), TEST(lines_that_are_none),
-        TEST(a_long_file),    TEST(no_folder),
+        TEST(noted_and_read),      TEST(taken_back),  TEST(forgotten),
+        TEST(lines_that_are_none), TEST(a_long_file), TEST(no_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

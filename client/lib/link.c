@@ -22,7 +22,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define HANDSHAKE_S 5
+/* A daemon that starts may wait for a device that was lost (10 s unless configured otherwise). */
+#define HANDSHAKE_S 30
 #define FDS_SEEN    16 /* descriptors that one message could bring; unknown ones are closed */
 #define FDS_MIN     4  /* of the first daemons, which had no status page */
 

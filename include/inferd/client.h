@@ -62,8 +62,9 @@ struct infer_connect_options {
     uint32_t spin_us; /* how long infer_next() polls before it sleeps; 0: 20; UINT32_MAX: ever */
 };
 
-/* Connects and maps the rings. options may be NULL. On failure nothing is held and *ret_conn is
- * untouched; infer_detail(NULL) tells more (per thread). */
+/* Connects and maps the rings. A daemon that is there but does not answer, as it does not while it
+ * starts, is waited for, 30 s at most. options may be NULL. On failure nothing is held and
+ * *ret_conn is untouched; infer_detail(NULL) tells more (per thread). */
 int infer_connect(const struct infer_connect_options *options, struct infer_conn **ret_conn);
 
 /* Ends all requests and frees everything. NULL is allowed. */

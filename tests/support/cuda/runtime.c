@@ -12,7 +12,8 @@
  * INFERD_CUDA_EMULATED="devices=0,memory=268435456,sms=4,fail=100" changes the machine: how many
  * devices, bytes of memory, multiprocessors; capability=75: 7.5, with 64 KiB of shared memory a
  * block; fail=N: the Nth kernel from now on hits an illegal address, after which every call fails,
- * as on a lost device; hang=N: it does not end.
+ * as on a lost device; hang=N: it does not end. Where INFERD_CUDA_EMULATED_ARMED names a file,
+ * kernels count for these two once it is there.
  *
  * Threads: any; one lock around everything, kernels included. */
 #include "runtime.h"
@@ -122,11 +123,17 @@ static void graph_unref(struct CUgraph_st *graph)
     free(graph);
 }
 
+static bool is_armed(void)
+{
+    const char *file = getenv("INFERD_CUDA_EMULATED_ARMED");
+    return !file || access(file, F_OK) == 0;
+}
+
 /* Whether it is to run. */
 static bool may_launch(void)
 {
     uint64_t fail = emulated_setting("fail", 0), hang = emulated_setting("hang", 0);
-    n_launched = fail || hang ? n_launched + 1 : 0;
+    n_launched = (fail || hang) && is_armed() ? n_launched + 1 : 0;
     if (hang && n_launched == hang) {
         pthread_mutex_unlock(&lock); /* others see a device that is at work */
         for (;;)

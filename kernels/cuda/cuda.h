@@ -15,7 +15,7 @@
  *   format.cu       how weights lie in memory: file rows to fragment order
  *   product.cu      y = W x for 1 to 16 rows of x, bound by the weights' bytes
  *   product_many.cu the same for more rows, bound by the tensor cores; product_share.cuh: which
- *                   block does what
+ *                   block does what; product_finish.cuh: what becomes of a tile's results
  *   rows.cu         embedding, norms, activation: what is done to a row of x at a time
  *   cache.cu        keys and values into pages, rotation; pages copied, zeroed, shifted
  *   attend.cu       attention over the pages

@@ -67,12 +67,8 @@
  * bring, one after the other: 3 us more than when one block did it alone. The compiler must see
  * that all lanes of a warp take the same way, or it keeps addresses of shared memory in each lane's
  * registers, and the loop over columns takes a tenth longer. */
-#include "cuda/packed.cuh"
-#include "cuda/product.cuh"
-#include "cuda/product_share.cuh"
+#include "cuda/product_finish.cuh"
 
-#define BANDS      2u /* of a tile */
-#define BAND_ROWS  (CUDA_TILE_ROWS * CUDA_BAND)
 #define STAGES_MAX 8u
 
 /* A block's threads and its shared memory: the ring, the results, barriers. */
@@ -518,79 +514,6 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
 };
 
 /* ---- finishes -------------------------------------------------------------------------------- */
-
-/* What a warp finishes its share of: row tiles first .. end - 1 of a set of x's for a pair of
- * bands.
- */
-struct part {
-    uint32_t pair, set, first, end, warp, warps, lane;
-};
-
-/* CUDA_GATED: of each row four columns a lane, a row tile by 16 columns a warp. Rows of W that pad
- * a band are zero, and so are the columns that they make. */
-template <class SHAPE>
-static __device__ __forceinline__ void finish_gated(const cuda_work &work, const float *results,
-                                                    part p)
-{
-#pragma unroll 2
-    for (uint32_t i = 4 * p.first + p.warp; i < 4 * p.end; i += p.warps) {
-        const uint32_t n = i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
-        const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
-        uint32_t bits[4];
-        if (row >= work.n_rows)
-            continue;
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++)
-            bits[j] = cuda_gate(work.activation, results[at + j], results[at + BAND_ROWS + j]);
-        cuda_packed_at(work.gated, row, p.pair * BAND_ROWS + c)
-            .store(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
-    }
-}
-
-/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by `at_once` of x at a time, and asks memory for
- * all of these together. */
-template <class SHAPE, uint32_t at_once>
-static __device__ __forceinline__ void finish_rows(const cuda_work &work, const cuda_job &job,
-                                                   const float *results, part p)
-{
-    const bool add = work.finish == CUDA_ADD;
-#pragma unroll 1
-    for (uint32_t i = p.warp;; i += p.warps) {
-        const uint32_t n = 8 * p.first + i / 4 * at_once, r = i % 4 * 32 + p.lane;
-        const uint32_t row = p.pair * BANDS * BAND_ROWS + r, x_row = p.set * SHAPE::x_rows + n;
-        if (n >= 8 * p.end)
-            break;
-        if (row >= job.rows)
-            continue;
-        float *to = job.to + x_row * job.stride + row;
-        const float bias = job.bias ? job.bias[row] : 0.0f;
-        const uint32_t rows =
-            min(min(work.n_rows - min(x_row, work.n_rows), 8 * p.end - n), at_once);
-        float before[at_once];
-#pragma unroll
-        for (uint32_t k = 0; k < at_once; k++)
-            before[k] = add && k < rows ? to[k * job.stride] : 0.0f;
-#pragma unroll
-        for (uint32_t k = 0; k < at_once; k++) {
-            const float total = results[(n + k) * SHAPE::row_floats + r];
-            if (k < rows)
-                to[k * job.stride] = cuda_finished(add, job.scale, total, bias, before[k]);
-        }
-    }
-}
-
-template <class SHAPE, uint32_t at_once>
-static __device__ __forceinline__ void finish(const cuda_work &work, const course &c,
-                                              const float *results, uint32_t first, uint32_t end,
-                                              uint32_t warp, uint32_t warps, uint32_t lane)
-{
-    const cuda_job &job = work.jobs[cuda_job_of(work, c.block())];
-    const part p = {c.block() - job.first_block, c.set(), first, end, warp, warps, lane};
-    if (work.finish == CUDA_GATED)
-        finish_gated<SHAPE>(work, results, p);
-    else
-        finish_rows<SHAPE, at_once>(work, job, results, p);
-}
 
 /* By all warps that multiply, once their sums of some row tiles are among the results. */
 template <class SHAPE>

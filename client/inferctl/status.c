@@ -173,25 +173,43 @@ static bool same_device(const struct infer_model *a, const struct infer_model *b
            strncmp(a->backend, b->backend, sizeof a->backend) == 0;
 }
 
+/* What a model takes of a memory. */
+struct purposes {
+    uint64_t weights, state, scratch;
+};
+
+/* Of its device's, and beside it, when it is split. */
+static struct purposes on_device(const struct infer_model *m)
+{
+    return (struct purposes){m->weights_bytes - m->rest_weights_bytes,
+                             m->state_bytes - m->rest_state_bytes,
+                             m->scratch_bytes - m->rest_scratch_bytes};
+}
+
+static struct purposes beside_device(const struct infer_model *m)
+{
+    return (struct purposes){m->rest_weights_bytes, m->rest_state_bytes, m->rest_scratch_bytes};
+}
+
 /* Weights, state and scratch of the models on one device, or, when it is NULL, in the memory of the
  * host: there also what models on a device have beside it. */
 static void print_purposes(const struct infer_model *models, size_t n,
                            const struct infer_model *device)
 {
-    uint64_t weights = 0, state = 0, scratch = 0;
+    struct purposes all = {0};
     char a[16], b[16], c[16];
 
     for (size_t i = 0; i < n; i++) {
         const struct infer_model *m = &models[i];
         if (device != NULL ? !same_device(m, device) : m->device_memory != 0 && !is_split(m))
             continue;
-        const bool rest = device == NULL && is_split(m);
-        weights += rest ? m->rest_weights_bytes : m->weights_bytes - m->rest_weights_bytes;
-        state += rest ? m->rest_state_bytes : m->state_bytes - m->rest_state_bytes;
-        scratch += rest ? m->rest_scratch_bytes : m->scratch_bytes - m->rest_scratch_bytes;
+        const struct purposes one = device == NULL && is_split(m) ? beside_device(m) : on_device(m);
+        all.weights += one.weights;
+        all.state += one.state;
+        all.scratch += one.scratch;
     }
-    printf("weights %s, state %s, scratch %s", output_size(weights, a), output_size(state, b),
-           output_size(scratch, c));
+    printf("weights %s, state %s, scratch %s", output_size(all.weights, a),
+           output_size(all.state, b), output_size(all.scratch, c));
 }
 
 /* What decoding reached of what the device's memory gives: the weights are read for every step. */
@@ -217,12 +235,11 @@ static void print_on_device(const struct infer_model *models, size_t n,
         const struct infer_model *m = &models[i];
         if (!same_device(m, device))
             continue;
+        const struct purposes of = on_device(m);
         fputs("            ", stdout);
         term_write(stdout, FIELD(m->name));
-        printf(": weights %s (%s in the file), state %s, scratch %s",
-               output_size(m->weights_bytes - m->rest_weights_bytes, a),
-               output_size(m->file_bytes, b), output_size(m->state_bytes - m->rest_state_bytes, c),
-               output_size(m->scratch_bytes - m->rest_scratch_bytes, d));
+        printf(": weights %s (%s in the file), state %s, scratch %s", output_size(of.weights, a),
+               output_size(m->file_bytes, b), output_size(of.state, c), output_size(of.scratch, d));
         print_speed(m);
         putchar('\n');
     }

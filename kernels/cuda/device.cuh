@@ -162,6 +162,13 @@ static __device__ inline uint32_t cuda_stream4(const void *p)
     return v;
 }
 
+/* *to += v, of which nobody waits for the end and no other thread writes; what is subnormal is 0.
+ */
+static __device__ inline void cuda_add_to(float *to, float v)
+{
+    asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(to), "f"(v) : "memory");
+}
+
 /* (a & mask) | with. */
 static __device__ inline uint32_t cuda_and_or(uint32_t a, uint32_t mask, uint32_t with)
 {
@@ -373,6 +380,12 @@ static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at
 {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+static __device__ inline float cuda_reciprocal(float x) /* 1 ulp; of infinity 0 */
+{
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 

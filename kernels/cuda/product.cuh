@@ -330,23 +330,28 @@ static __device__ __forceinline__ uint32_t cuda_job_of(const cuda_work &work, ui
 }
 /* ---- finishes -------------------------------------------------------------------------------- */
 
-/* What CUDA_STORE and CUDA_ADD write. */
+/* What CUDA_STORE writes and CUDA_ADD adds. */
+static __device__ __forceinline__ float cuda_result(bool add, float scale, float total, float bias)
+{
+    return add ? __fadd_rn(total, bias) : __fmaf_rn(scale, total, bias);
+}
+/* What is there then. */
 static __device__ __forceinline__ float cuda_finished(bool add, float scale, float total,
                                                       float bias, float before)
 {
-    return add ? __fadd_rn(before, __fadd_rn(total, bias)) : __fmaf_rn(scale, total, bias);
+    const float result = cuda_result(add, scale, total, bias);
+    return add ? __fadd_rn(before, result) : result;
 }
 
-/* act(gate) * up, as the 16 bits of half-precision. silu(x) = x / (1 + e^-x); gelu, by tanh, is
- * x / (1 + e^(-2 sqrt(2 / pi) (x + 0.044715 x^3))). */
-static __device__ __forceinline__ uint32_t cuda_gate(uint32_t activation, float gate, float up)
+/* act(gate) * up. silu(x) = x / (1 + e^-x); gelu, by tanh, is x / (1 + e^(-2 sqrt(2 / pi) (x +
+ * 0.044715 x^3))). */
+static __device__ __forceinline__ float cuda_gate(uint32_t activation, float gate, float up)
 {
     const float log2e = 1.4426950408889634f;
     float z = gate;
     if (activation == INFER_ACT_GELU_TANH)
         z = 1.5957691216057308f * gate * __fmaf_rn(0.044715f, gate * gate, 1.0f);
-    float y = gate / (1.0f + cuda_exp2(-log2e * z));
-    return cuda_half2_cut(y * up, 0.0f) & 0xffff;
+    return gate * cuda_reciprocal(1.0f + cuda_exp2(-log2e * z)) * up;
 }
 
 #endif

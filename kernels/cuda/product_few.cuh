@@ -104,7 +104,7 @@ static __device__ __forceinline__ void finish_gated(const cuda_packed &to, uint3
                                                     uint32_t lane, float total)
 {
     float up = __shfl_xor_sync(0xffffffff, total, 16);
-    uint16_t bits = (uint16_t)cuda_gate(activation, total, up);
+    uint16_t bits = (uint16_t)cuda_half2_cut(cuda_gate(activation, total, up), 0);
     if (lane >= 16)
         return;
     *cuda_packed_number(to, n, 16 * pair + lane) = bits;

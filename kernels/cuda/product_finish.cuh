@@ -29,19 +29,20 @@ static __device__ __forceinline__ void finish_gated(const cuda_work &work, const
     for (uint32_t i = 4 * p.first + p.warp; i < 4 * p.end; i += p.warps) {
         const uint32_t n = i / 4 * 8 + p.lane / 4, c = i % 4 * 16 + p.lane % 4 * 4;
         const uint32_t row = p.set * SHAPE::x_rows + n, at = n * SHAPE::row_floats + c;
-        uint32_t bits[4];
         if (row >= work.n_rows)
             continue;
-#pragma unroll
-        for (uint32_t j = 0; j < 4; j++)
-            bits[j] = cuda_gate(work.activation, results[at + j], results[at + BAND_ROWS + j]);
+        const float4 gate = *(const float4 *)&results[at];
+        const float4 up = *(const float4 *)&results[at + BAND_ROWS];
         cuda_packed_at(work.gated, row, p.pair * BAND_ROWS + c)
-            .store(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+            .store(cuda_half2_cut(cuda_gate(work.activation, gate.x, up.x),
+                                  cuda_gate(work.activation, gate.y, up.y)),
+                   cuda_half2_cut(cuda_gate(work.activation, gate.z, up.z),
+                                  cuda_gate(work.activation, gate.w, up.w)));
     }
 }
 
-/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by `at_once` of x at a time, and asks memory for
- * all of these together. */
+/* CUDA_STORE and CUDA_ADD: a warp has 32 rows of W by `at_once` of x at a time. What is added to is
+ * not read here: the second-level cache adds, and nobody waits for it. */
 template <class SHAPE, uint32_t at_once>
 static __device__ __forceinline__ void finish_rows(const cuda_work &work, const cuda_job &job,
                                                    const float *results, part p)
@@ -59,15 +60,19 @@ static __device__ __forceinline__ void finish_rows(const cuda_work &work, const 
         const float bias = job.bias ? job.bias[row] : 0.0f;
         const uint32_t rows =
             min(min(work.n_rows - min(x_row, work.n_rows), 8 * p.end - n), at_once);
-        float before[at_once];
+        float total[at_once];
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++)
-            before[k] = add && k < rows ? to[k * job.stride] : 0.0f;
+            total[k] = results[(n + k) * SHAPE::row_floats + r];
 #pragma unroll
         for (uint32_t k = 0; k < at_once; k++) {
-            const float total = results[(n + k) * SHAPE::row_floats + r];
-            if (k < rows)
-                to[k * job.stride] = cuda_finished(add, job.scale, total, bias, before[k]);
+            const float result = cuda_result(add, job.scale, total[k], bias);
+            if (k >= rows)
+                break;
+            if (add)
+                cuda_add_to(to + k * job.stride, result);
+            else
+                to[k * job.stride] = result;
         }
     }
 }

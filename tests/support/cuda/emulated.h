@@ -292,6 +292,10 @@ static inline float cuda_exp2(float x)
     float y = exp2f(x);
     return fabsf(y) < 0x1p-126f ? 0.0f : y;
 }
+static inline float cuda_reciprocal(float x)
+{
+    return 1.0f / x;
+}
 /* The C library declares these names as its own. */
 #define __expf(x)          expf(x)
 #define __exp10f(x)        exp10f(x)
@@ -394,6 +398,10 @@ static inline void __trap(void)
     emulated_fail("__trap()");
 }
 
+static inline void cuda_add_to(float *to, float v)
+{
+    *to += v;
+}
 static inline uint4 cuda_now16(const void *p)
 {
     return *static_cast<const uint4 *>(p);

@@ -11,11 +11,12 @@
  * the others sum the next: these write a tile's results once, when all its quarters are summed.
  *
  * A run is what is added up in registers from zero: a segment of the columns. With NT 16 one group
- * has a band's segments one after the other; sums of the segment, of the quarter and of all
- * quarters are 192 of a thread's 232 registers (168 where groups cannot hand them over: there some
- * fifty sums lie in local memory from one quarter to the next). With fewer rows two groups share a
- * band, each one of a quarter's two segments: four warps a scheduler instead of two, because a warp
- * makes one instruction in four to five cycles and the tensor cores have less to do.
+ * has a band's segments one after the other, a quarter's second without a stop after its first; the
+ * sums of both and of all quarters are 192 of a thread's 232 registers (168 where groups cannot
+ * hand them over: there some fifty sums lie in local memory from one quarter to the next). With
+ * fewer rows two groups share a band, each one of a quarter's two segments: four warps a scheduler
+ * instead of two, because a warp makes one instruction in four to five cycles and the tensor cores
+ * have less to do.
  *
  * Blocks take tiles in turn, one block a processor; those of the same rows of W follow each other,
  * so that memory gives W once and the second-level cache the rest. Where the last turn would leave
@@ -31,37 +32,45 @@
  *
  * Work per tile of 128 x 128 and 64 columns: the tensor cores need 512 cycles (2,048 products
  * each); a scheduler's two warps issue about 2 x 125 instructions in CUDA_W4, half of them to make
- * halves. Bytes per tile and 64 columns, CUDA_W4: 5 KiB of W and 16 of x, 42 bytes a cycle and
- * processor, of CUDA_F16 64; the second-level cache gives 36 on average when all read at once (7.7
- * to 9.5 TB/s measured), so that CUDA_W4 is near and CUDA_F16 beyond what it gives without sharing.
- * With 32 rows: 5 KiB and 4, where memory gives 17 a cycle: W's bytes are the bound.
+ * halves. Shared memory gives 128 bytes a cycle: in CUDA_F16 both groups' products read x (32 KiB),
+ * lanes W (16) and copies write both (32), 640 cycles of it; in CUDA_W4 58 KiB, 464. Copies: in
+ * CUDA_W4 5 KiB of W and 16 of x, 42 bytes a cycle and processor, in CUDA_F16 64; the second-level
+ * cache gives 36 on average when all read at once (7.7 to 9.5 TB/s measured). With 32 rows: 5 KiB
+ * and 4, where memory gives 17 a cycle: W's bytes are the bound.
  *
  * Bulk copies cost their issuer about 65 cycles each, whatever their size (512 bytes to 2 KiB
  * measured): hence two units a stage where pieces are small, and four tiles a copy where they are
  * large (with nine copies a unit CUDA_F16 lost a tenth).
  *
- * Measured on an H200, CUDA_W4, 1,024 rows, between events: 28672 x 4096 450 us, 534 TFLOP/s, 4096
- * x 14336 206 us, 584, 4096 x 4096 86 us, 6144 x 4096 106 us, with all else of a step 28,600 rows a
- * second; at up to 693 W. With 512 rows and results that were added to in shared memory, quarter by
- * quarter, and finished by the warps that had made them: 28672 x 4096 243 us, 494 TFLOP/s, CUDA_F16
- * 257, 468; then 67 % of a warp's time was the loop over columns, 11 % ends of segments and
- * quarters, 13 % the finish. Prefill of 4,096 rows gained 2.7 % by sums in registers and warps that
- * finish in CUDA_W4, 8.3 % together with longer steps in CUDA_F16. Alone, wgmma with factors in
- * registers reaches 900. A warp issues an instruction every eighth cycle. Making a factor while the
- * one before is under way was 1 % slower; one group of warps half a microsecond behind the other
- * was no faster. To finish tiles from registers (CUDA_STORE, CUDA_ADD), where eight neighbours in
- * memory are all that a warp has of a row, cost 3 us a tile more. With 64 rows two warps need
- * longer to finish a tile than the other blocks' tiles take: there all finish (1.5 % faster).
+ * Measured on an H200, 1,024 rows, again and again for 0.3 s, us and TFLOP/s: 28672 x 4096 CUDA_W4
+ * 459, 523, CUDA_F16 477, 504; 4096 x 14336 220, 546 and 224, 536; 4096 x 4096 67, 514 and 69, 498.
+ * Before: 498, 519, 220, 238, 75 and 81 us. Of that, instructions of the warps that finish (a
+ * division less for each number and for each address) 4 % and 2 % of 28672 x 4096; sums that memory
+ * adds, so that no warp waits for what was there, 9 % of 4096 x 4096; no stop within a quarter 4 %
+ * and 6 %.
  *
- * Why not more: in its loop CUDA_W4 takes 34 of the 36 bytes a cycle that the second-level cache
- * gives, CUDA_F16 all of them at 56 % of the tensor cores' rate. Larger tiles would need a third
- * set of sums that fits nowhere (128 x 256: 128 KiB each). What is left is x sent to two blocks of
- * a pair at once, which would halve x's bytes: 26 a cycle for CUDA_W4, 48 for CUDA_F16.
+ * Why not more: power. At 700 W the clock falls from 1.98 GHz to 1.28 to 1.36 in CUDA_F16 and 1.4
+ * to 1.5 in CUDA_W4, where the tensor cores have work in 0.68 to 0.77 and 0.66 to 0.72 of the
+ * cycles. (With zeros, which take less, 1.7 to 1.83 GHz and 640 TFLOP/s; the vendor's library, with
+ * 16 bits, keeps up 613 to 644 at 1.5 GHz, with work in 0.79; for its first milliseconds 723.) In
+ * CUDA_F16, 4096 x 14336, at 506 TFLOP/s then: without copies of x 560, of W 551, of both 608, and
+ * without loads of W by lanes either 615. x sent to both blocks of a cluster of two at once, each
+ * of which copies half of it, saves what the second-level cache reads, but not the way: 1 to 3 %
+ * faster here, and slower with 128 rows and less. Products whose factors come from registers take
+ * 76 cycles where 64 would be the tensor cores' rate; nothing else done, they have work in 0.71.
+ * Tiles of 128 x 256, which would copy three quarters as much, need a third set of sums that fits
+ * nowhere (128 KiB each).
+ *
+ * Making a factor while the one before is under way was 1 % slower; one group of warps half a
+ * microsecond behind the other was no faster. To finish tiles from registers (CUDA_STORE,
+ * CUDA_ADD), where eight neighbours in memory are all that a warp has of a row, cost 3 us a tile
+ * more. With 64 rows two warps need longer to finish a tile than the other blocks' tiles take:
+ * there all finish (1.5 % faster).
  *
  * With few rows a kernel's beginning and end are most of it. CUDA_W4, 32 and 128 rows, us, of which
- * an empty kernel between events has 5: 4096 x 4096 14 and 24, of which the bytes need 2, 4096 x
- * 14336 23 and 38, 6144 x 4096 17 and 33, 28672 x 4096 38 and 69. Of 6.7 ms that 128 sequences take
- * in a step, products are 4.6, attention 1.3, norms 0.4, the turn 0.3, the head 0.3. At 500 TFLOP/s
+ * an empty kernel between events has 5: 4096 x 4096 14 and 23, of which the bytes need 2, 4096 x
+ * 14336 23 and 37, 6144 x 4096 17 and 32, 28672 x 4096 38 and 63. Of 6.3 ms that 128 sequences take
+ * in a step, products are 4.3, attention 1.1, norms 0.4, the turn 0.3, the head 0.3. At 500 TFLOP/s
  * products would take 3.6: what they lack are x's way at the beginning, 1 us, and the sums' way
  * round at the end, 2. 6144 x 4096 shares in threes, so that a block has parts of two tiles to
  * bring, one after the other: 3 us more than when one block did it alone. The compiler must see
@@ -373,19 +382,23 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
         done = slot;
     }
 
-    /* acc = the sum of units `unit` .. end - 1, which come in that many stages. */
+    /* acc = the sum of units `unit` .. end - 1, which come in that many stages; the first one's
+     * share was fetched where the run before this one said that `more` follows. Products of its
+     * last steps are under way on return. */
     __device__ __forceinline__ void run_sum(float acc[NT][4], uint32_t unit, uint32_t end,
-                                            uint32_t stages)
+                                            uint32_t stages, bool fetched, bool more)
     {
-        if (unit == end)
-            clear<NT>(acc);
-        if (stages > 0) {
+        if (stages > 0 && !fetched) {
             cuda_barrier_wait(&all->full[at.slot], at.round & 1);
             fetch(ring + at.slot * shape::stage_bytes, 0);
         }
 #pragma unroll 1
         for (uint32_t i = 0; i < stages; i++, unit += shape::units)
-            stage_sum(acc, min(shape::units, end - min(unit, end)), i == 0, i + 1 < stages);
+            stage_sum(acc, min(shape::units, end - min(unit, end)), i == 0, more || i + 1 < stages);
+    }
+    /* Until no products are under way. */
+    __device__ __forceinline__ void drain()
+    {
         cuda_group_wait<0>();
         release();
     }
@@ -418,24 +431,33 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
                            __float_as_uint(sums[n][2]), __float_as_uint(sums[n][3]));
     }
 
-    /* The tile's runs, one after the other, to the lane's own results; or of some columns, for
-     * other blocks: as quarters, and where one begins or ends within a quarter as a segment. */
+    /* The tile's quarters, one after the other, to the lane's own results; or of some columns, for
+     * other blocks: as quarters, and where one begins or ends within a quarter as a segment. A
+     * quarter's two segments are summed without a stop between them. */
     __device__ __forceinline__ void tile_sum(const course &c, float *own, const shared_sums &sums)
     {
-        float acc[NT][4], quarter[NT][4], total[NT][4];
-        clear<NT>(quarter);
+        float first[NT][4], second[NT][4], total[NT][4];
         clear<NT>(total);
-        for (uint32_t run = c.first; run < c.last; run++) {
-            if (run % 2 == 0)
-                clear<NT>(quarter);
-            run_sum(acc, c.begin(run, 0), c.end(run, 0), c.stages(run, shape::units));
-            add<NT>(quarter, acc);
-            if (run % 2 == 0 && run + 1 < c.last)
-                continue;
+#pragma unroll 1
+        for (uint32_t run = c.first / 2 * 2; run < c.last; run += 2) {
+            const bool one = run >= c.first, two = run + 1 < c.last;
+            const uint32_t middle = c.end(run, 0);
+            const uint32_t begin = one ? c.begin(run, 0) : middle;
+            const uint32_t end = two ? c.end(run + 1, 0) : middle;
+            const uint32_t stages = one ? c.stages(run, shape::units) : 0;
+            const uint32_t more = two ? c.stages(run + 1, shape::units) : 0;
+            if (begin == middle)
+                clear<NT>(first);
+            if (middle == end)
+                clear<NT>(second);
+            run_sum(first, begin, middle, stages, false, more > 0);
+            run_sum(second, middle, end, more, stages > 0, false);
+            drain();
+            add<NT>(first, second);
             if (c.all_columns())
-                add<NT>(total, quarter);
+                add<NT>(total, first);
             else
-                share_out(quarter, sums.of_run(c, run));
+                share_out(first, sums.of_run(c, two ? run + 1 : run));
         }
         if (c.all_columns())
             put(total, own);
@@ -449,7 +471,11 @@ template <uint32_t FORMAT, int NT, uint32_t HALVES> struct consumer {
         float acc[NT][4], total[NT][4], *other = own + shape::result_floats;
         clear<NT>(total);
         for (uint32_t run = c.first; run < c.last; run++, ++*puts) {
-            run_sum(acc, c.begin(run, half), c.end(run, half), c.stages(run, shape::units));
+            if (c.begin(run, half) == c.end(run, half))
+                clear<NT>(acc);
+            run_sum(acc, c.begin(run, half), c.end(run, half), c.stages(run, shape::units), false,
+                    false);
+            drain();
             if (half == 1) {
                 if (*puts > 0)
                     cuda_barrier_wait(&all->taken, (*puts - 1) & 1);

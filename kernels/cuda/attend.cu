@@ -13,8 +13,9 @@
  *   l_c   the sum of p, o_c the sum of p v, from zero, by pages, ascending
  * depend on the row, the chunk's keys and nothing else; chunks are joined in ascending order by the
  * equations of attend.cuh, and the sums rounded once at the end. attend_narrow.cuh (a tile, the
- * warps of a block together on a chunk), attend_wide.cuh (a prompt's rows, a tile or two per warp)
- * and the merge below (chunks of several blocks) do exactly this.
+ * warps of a block together on a chunk), attend_stream.cuh (a tile per warp), attend_wide.cuh (a
+ * prompt's rows, a tile or two per warp) and the merge below (chunks of several blocks) do exactly
+ * this.
  *
  * Bounds. Decode moves the keys and values: 4 KB per position and layer for 8 key heads of 128 in
  * F16, at the memory's speed; partial results add 6% where a tile has 4 pairs. Prefill is bound by
@@ -34,13 +35,17 @@
  * and 2.6 for the merge; what 8,064 rows more cost a step of 32 layers is 0.54 ms, or 2.0 TB/s of
  * keys and values; 512 rows of prompt after 3,584 take 136 us, 118 TFLOP/s.
  *
- * 128 sequences at 128 to 256 rows take 44 us a layer, twice what the bytes need; 64 27 us, 32 16.
- * None of these helped: the chunks after next asked for from the second-level cache (49 us), a
- * layer's pages side by side in memory (44: not the address translation), four blocks a processor
- * with 128 registers (43, 24 and 17), pages after the last row's left out, no division by numbers
- * that the compiler does not know (44). A warp issues some 600 instructions a chunk and 1,200 more
- * per tile, most of them waiting for the one before. */
+ * Many sequences, us a layer, launches one after the other, narrow / streams / what the bytes need:
+ * 128 at 128 to 256 rows 35.6 / 27 / 22, 64 of them 22 / 17 / 11, 32 12.6 / 16 / 5; 128 at 1,000 to
+ * 2,000 209 / 200 / 170, 64 at 6,000 to 8,000 528 / 454 / 392. In a step of 128 sequences that are
+ * 2 % more tokens, of 64 1 %. What narrow pieces of that kind lack is not the memory: loads alone
+ * take 19 us, and work alone, from pages that are there, 25. A warp issues some 600 instructions a
+ * chunk and 1,200 more per tile, most of them waiting for the one before. For them none of these
+ * helped: the chunks after next asked for from the second-level cache, a layer's pages side by side
+ * in memory, four blocks a processor with 128 registers, pages after the last row's left out, no
+ * division by numbers that the compiler does not know. */
 #include "cuda/attend_narrow.cuh"
+#include "cuda/attend_stream.cuh"
 #include "cuda/attend_wide.cuh"
 
 /* ---- kernels --------------------------------------------------------------------------------- */
@@ -71,6 +76,30 @@ static __global__ void __launch_bounds__(GROUPS *ATTEND_THREADS, BLOCKS)
         cuda_wait();
     else
         run_narrow<KT, VT, KU, VU, EXACT, GROUPS>(c, a, s, piece);
+}
+
+/* A piece and key head a warp. */
+template <uint32_t KT, uint32_t VT, uint32_t KU>
+static __global__ void __launch_bounds__(32 * STREAM_WARPS, 2)
+    attend_stream(const cuda_cache c, const struct cuda_attend a, const cuda_step s, uint32_t slots)
+{
+    CUDA_SHARED(uint8_t, shared);
+    const uint32_t warps = blockDim.x / 32, warp = threadIdx.x / 32;
+    const uint32_t i = blockIdx.x * warps + warp, bytes = stream_warp_bytes(c, slots);
+    cuda_barrier *full = reinterpret_cast<cuda_barrier *>(shared + warps * bytes) + warp * slots;
+    if (i >= s.n_pieces * c.n_kv_heads || s.pieces[i / c.n_kv_heads].n_rows == 0) {
+        cuda_wait();
+        return;
+    }
+    if (threadIdx.x % 32 == 0) {
+        for (uint32_t k = 0; k < slots; k++)
+            cuda_barrier_make(&full[k], CUDA_BULK_COUNT);
+        cuda_barriers_made();
+    }
+    __syncwarp();
+    stream<KT, VT, KU>(c, a, s, s.pieces[i / c.n_kv_heads], i % c.n_kv_heads, shared + warp * bytes,
+                       full, slots)
+        .run();
 }
 
 /* Steps with a prompt's rows: wide pieces and, beside them, narrow ones. */
@@ -218,6 +247,36 @@ static cudaError_t start_narrow(const cuda_cache *cache, const struct cuda_atten
                  narrow_shared_bytes<GROUPS>(cache), cache, attend, step, stream);
 }
 
+/* Blocks as large as leave none of the processors without one, and as many slots as all of a
+ * processor's warps find room for, beside the last blocks of the kernel before. */
+template <uint32_t T, uint32_t KU>
+static cudaError_t start_stream(const cuda_cache *cache, const struct cuda_attend *attend,
+                                const cuda_step *step, cudaStream_t stream)
+{
+    auto kernel = attend_stream<T, T, KU>;
+    const uint32_t tiles = step->n_pieces * cache->n_kv_heads;
+    cuda_limits device;
+    cudaError_t error = cuda_limits_of(&device);
+    uint32_t warps = STREAM_WARPS, slots = STREAM_SLOTS_MIN;
+    if (error != cudaSuccess)
+        return error;
+    while (warps > 1 && (tiles < warps * device.processors ||
+                         stream_shared_bytes(*cache, warps, slots) > device.shared_bytes))
+        warps /= 2;
+    const uint32_t blocks = (tiles + warps - 1) / warps;
+    const uint32_t beside = (blocks + device.processors - 1) / device.processors;
+    while (slots < STREAM_SLOTS_MAX &&
+           beside * (stream_shared_bytes(*cache, warps, slots + 1) + 1024) <=
+               device.shared_bytes / 8 * 7)
+        slots++;
+    const uint32_t bytes = stream_shared_bytes(*cache, warps, slots);
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+    if (error != cudaSuccess)
+        return error;
+    return cuda_launch(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, *cache, *attend,
+                       *step, slots);
+}
+
 /* The kernel for heads of 64 or 128 of keys and values of one type. */
 template <uint32_t T, uint32_t KU>
 static cudaError_t start_exact(const cuda_cache *cache, const struct cuda_attend *attend,
@@ -231,6 +290,8 @@ static cudaError_t start_exact(const cuda_cache *cache, const struct cuda_attend
     if (attend->turn.q != NULL)
         return start_narrow<T, T, KU, KU / 2, true, CUDA_CUT_GROUPS, 1>(cache, attend, step,
                                                                         stream);
+    if (attend->streams)
+        return start_stream<T, KU>(cache, attend, step, stream);
     return start_narrow<T, T, KU, KU / 2, true, 1, blocks>(cache, attend, step, stream);
 }
 

@@ -310,6 +310,7 @@ void cuda_batch_write(struct infer_backend_model *m, const struct infer_batch *b
     bucket.pieces = cuda_bucket_pieces(cut.n_pieces);
     bucket.merges = cuda_bucket_merges(cut.n_merges);
     bucket.turns = cut.turns;
+    bucket.streams = cut.streams;
     bucket.outputs = cuda_bucket_outputs(batch->n_outputs);
     cuda_numbers_place(&numbers, &bucket, m->numbers);
     memset(numbers.pieces, 0, bucket.pieces * sizeof *numbers.pieces);

@@ -406,10 +406,11 @@ struct cuda_merge {
 
 /* How a step is cut. Where it has so few tiles, each of them all rows of its sequence, that a block
  * has a processor for itself, attention turns the rows too, and a block works on CUDA_CUT_GROUPS
- * chunks at once. */
+ * chunks at once. Where it has so many that blocks would not all run at once, a warp has a tile, to
+ * which keys and values stream. */
 struct cuda_cut {
     uint32_t n_pieces, n_merges;
-    bool turns;
+    bool turns, streams;
 };
 #define CUDA_CUT_GROUPS 2u
 
@@ -426,6 +427,7 @@ void cuda_cut_most(const struct cuda_cache *cache, uint32_t max_rows, uint32_t m
 struct cuda_attend {
     const uint16_t *queries;
     struct cuda_turn turn; /* of a cut that turns; q NULL: cuda_turn_and_cache() has done it */
+    bool streams;          /* of the cut */
     uint32_t layer;
     uint32_t window; /* 0: all */
     float *partials;

@@ -16,7 +16,8 @@ static bool is_key(const struct cuda_graph *g, const struct cuda_bucket *key)
 {
     return g->exec && g->key.rows == key->rows && g->key.pieces == key->pieces &&
            g->key.merges == key->merges && g->key.outputs == key->outputs &&
-           g->key.chained == key->chained && g->key.turns == key->turns;
+           g->key.chained == key->chained && g->key.turns == key->turns &&
+           g->key.streams == key->streams;
 }
 
 /* The step's place in the table, or one that it may take. */

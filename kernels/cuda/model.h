@@ -72,8 +72,8 @@ struct cuda_op {
  * captured step, and what the places of its numbers follow from. */
 struct cuda_bucket {
     uint32_t rows, pieces, merges, outputs;
-    bool turns;   /* of struct cuda_cut */
-    bool chained; /* products between two attentions are one kernel: chain.c */
+    bool turns, streams; /* of struct cuda_cut */
+    bool chained;        /* products between two attentions are one kernel: chain.c */
 };
 
 /* A step's numbers: arrays one behind another in one block, the same on host and device, `words`

@@ -7,7 +7,8 @@
  *            over about as many blocks as run at once, and where a tile's chunks became several
  *            pieces', a merge brings them together. With many sequences there are enough tiles, and
  *            nothing is cut. With so few that a block has a processor for itself (and a tile all
- *            rows of its sequence), blocks are twice as large and turn the rows too.
+ *            rows of its sequence), blocks are twice as large and turn the rows too. With more
+ *            than run at once, a piece is a warp's.
  *   wide     Up to 8 tiles, of a prompt's rows, that read each key once for all. Bound by the
  *            tensor cores. Half as large where that gives no more blocks than processors.
  *
@@ -19,6 +20,8 @@
 #define WIDE_TILES_MIN 4u
 /* A tile that a block is done with in so many rounds is not cut: a merge takes about as long. */
 #define UNCUT_ROUNDS 3u
+/* Blocks that a processor runs at once, of narrow pieces. */
+#define NARROW_BLOCKS 3u
 /* Row chunks that partial results are kept of, at most: 68 MB for 32 heads of 128. */
 #define PARTIALS_MAX 4096u
 
@@ -179,6 +182,12 @@ static void measure(struct cutting *c, const struct cuda_seq *seqs, uint32_t n_s
     c->most = chunks > wanted ? (uint32_t)((chunks + wanted - 1) / wanted) : 1;
 }
 
+static bool streams(const struct cutting *c, uint32_t n_processors)
+{
+    return cuda_heads_known(c->cache) && !c->turns && !c->wide_rows &&
+           c->n_pieces * c->cache->n_kv_heads > NARROW_BLOCKS * n_processors;
+}
+
 void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint32_t n_seqs,
               uint32_t window, uint32_t n_processors, struct cuda_piece *pieces,
               struct cuda_merge *merges, struct cuda_cut *ret)
@@ -191,5 +200,8 @@ void cuda_cut(const struct cuda_cache *cache, const struct cuda_seq *seqs, uint3
     for (uint32_t s = 0; s < n_seqs; s++)
         if (!is_wide(&c, &seqs[s]))
             add_narrow(&c, &seqs[s], s);
-    *ret = (struct cuda_cut){.n_pieces = c.n_pieces, .n_merges = c.n_merges, .turns = c.turns};
+    *ret = (struct cuda_cut){.n_pieces = c.n_pieces,
+                             .n_merges = c.n_merges,
+                             .turns = c.turns,
+                             .streams = streams(&c, n_processors)};
 }

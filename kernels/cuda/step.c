@@ -125,6 +125,7 @@ static cudaError_t attend(const struct at_step *s, const struct cuda_op *op)
     struct infer_backend_model *m = s->m;
     const struct cuda_attend attend = {.queries = m->scratch.queries,
                                        .turn = s->turn,
+                                       .streams = s->bucket->streams,
                                        .layer = op->op->layer,
                                        .window = op->op->as.attend.window,
                                        .partials = m->scratch.partials,

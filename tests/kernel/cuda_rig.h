@@ -135,6 +135,7 @@ struct sequence {
 /* How steps are run otherwise than cuda_cut() says. */
 struct ways {
     bool apart;      /* rows are turned by a kernel of their own */
+    bool streams;    /* and a piece is a warp's, where that can be */
     uint32_t chunks; /* of every piece of one tile; 0: as the cut says */
 };
 
@@ -157,6 +158,7 @@ struct rig {
     size_t values_bytes;
     uint32_t n_merges, n_wide; /* that there have been: rows in several pieces, wide pieces */
     uint32_t n_turned;         /* steps whose attention turned its rows itself */
+    uint32_t n_streamed;       /* whose pieces were a warp's each */
     struct ways ways;
 };
 
@@ -506,6 +508,7 @@ static inline void run_kernels(struct rig *r, struct step_host *h)
                                    .queries = r->d_queries,
                                    .layer = LAYER};
     struct cuda_attend attend = {.queries = r->d_queries,
+                                 .streams = h->cut.streams,
                                  .layer = LAYER,
                                  .window = r->shape->window,
                                  .partials = r->d_partials,
@@ -551,6 +554,8 @@ static inline void go_ways(const struct rig *r, struct step_host *h)
     uint32_t partials = 0;
     if (w->apart)
         h->cut.turns = false;
+    if (w->streams)
+        h->cut.streams = cuda_heads_known(&r->cache);
     if (!w->chunks || h->cut.n_merges)
         return;
     memcpy(whole, h->pieces, n * sizeof whole[0]);
@@ -579,6 +584,7 @@ static inline void run_step(struct rig *r, const struct part *parts, uint32_t n,
     go_ways(r, &h);
     r->n_merges += h.cut.n_merges;
     r->n_turned += h.cut.turns;
+    r->n_streamed += h.cut.streams;
     for (uint32_t i = 0; i < h.cut.n_pieces; i++)
         r->n_wide += h.pieces[i].n_rows > cuda_piece_rows(&r->cache);
     run_kernels(r, &h);

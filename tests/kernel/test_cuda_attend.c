@@ -86,8 +86,8 @@ static void check_same(struct rig *r, const struct kept *first, const char *how)
  * after the others, in steps beside each other. */
 static void check_ways(struct rig *r, const struct kept *first)
 {
-    for (uint32_t i = 0; i < 2; i++) {
-        r->ways = (struct ways){.apart = i & 1, .chunks = 1 + i};
+    for (uint32_t i = 0; i < 3; i++) {
+        r->ways = (struct ways){.apart = i > 0, .streams = i == 2, .chunks = 1 + i};
         run_mixed(r, 132, ROWS_FEW);
         check_same(r, first, "by ways");
     }
@@ -125,6 +125,7 @@ static void check_shape(const struct shape *shape, size_t type)
     check_ways(&r, &first);
     assert_true(r.n_merges && (r.n_turned || !cuda_wide_rows(&r.cache)));
     assert_true(r.n_wide || !cuda_wide_rows(&r.cache));
+    assert_true(r.n_streamed || !cuda_heads_known(&r.cache));
     free_kept(&first);
     free_rig(&r);
 }

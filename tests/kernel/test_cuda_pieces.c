@@ -105,7 +105,9 @@ static void test_cut_fills(void **state)
     cuda_cut(&c, many, 128, 0, 132, pieces, merges, &cut);
     assert_int_equal(cut.n_pieces, 128);
     assert_int_equal(cut.n_merges, 0);
-    assert_false(cut.turns);
+    assert_true(!cut.turns && cut.streams);
+    cuda_cut(&c, many, 32, 0, 132, pieces, merges, &cut);
+    assert_true(!cut.turns && !cut.streams);
 }
 
 int main(void)

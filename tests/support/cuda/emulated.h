@@ -621,6 +621,9 @@ static inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
         cuda_barrier_arrive(b);
 }
 
+static inline void cuda_bulk_after_stores(void)
+{
+}
 static inline void cuda_bulk_expect(cuda_barrier *b, uint32_t bytes)
 {
 }

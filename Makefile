@@ -388,7 +388,7 @@ $(B)/tests/%: $(O)/tests/%.o $(support_objects) $(B)/libinferclient.so
 tests: all $(completions) $(unit_tests) $(kernel_tests) $(system_tests) $(B)/tests/sim/sim
 
 # Emulated thread by thread and under sanitizers these take minutes: `make SAN=1 check-long` has them.
-long_san_tests := $(addprefix $(B)/tests/kernel/test_cuda_,attend product sample)
+long_san_tests := $(addprefix $(B)/tests/kernel/test_,cuda_attend cuda_product cuda_sample mixed)
 check-unit: tests
 	INFERD_BUILD=$(B) tests/run.sh $(unit_tests) $(filter-out $(if $(san),$(long_san_tests)),$(kernel_tests)) $(system_tests) $(script_tests)
 

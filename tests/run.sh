@@ -6,7 +6,7 @@
 # of time, reports a sanitizer's finding or runs no test at all.
 #
 #   INFERD_BUILD         folder of the built programs (build)
-#   INFERD_TEST_JOBS     how many at a time (2, or the number of processors when that is larger)
+#   INFERD_TEST_JOBS     how many at a time (one more than processors, as some wait for clocks)
 #   INFERD_TEST_TIMEOUT  seconds for one program (180; three times that under sanitizers)
 #
 # The last line of the output is exactly "N passed, N failed, N skipped".
@@ -82,15 +82,15 @@ fi
 mkdir -p "$logs" || exit 2
 rm -f "$logs"/*
 
-jobs=${INFERD_TEST_JOBS:-$(nproc)}
-[ "$jobs" -ge 2 ] || jobs=2
+jobs=${INFERD_TEST_JOBS:-$(($(nproc) + 1))}
 # Those that compute take longest: they begin first, so that nobody waits for one of them at the end.
 order=()
-for pattern in kernel/ golden/ ''; do
+for pattern in kernel/ golden/ sim/ ''; do
     for program in "$@"; do
         case $program in
         */kernel/*) class=kernel/ ;;
         */golden/*) class=golden/ ;;
+        */sim/*) class=sim/ ;;
         *) class='' ;;
         esac
         [ "$class" != "$pattern" ] || order+=("$program")

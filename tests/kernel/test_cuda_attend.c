@@ -86,7 +86,7 @@ static void check_same(struct rig *r, const struct kept *first, const char *how)
  * after the others, in steps beside each other. */
 static void check_ways(struct rig *r, const struct kept *first)
 {
-    for (uint32_t i = 0; i < 3; i++) {
+    for (uint32_t i = 0; i < (cuda_heads_known(&r->cache) ? 3 : 2); i++) {
         r->ways = (struct ways){.apart = i > 0, .streams = i == 2, .chunks = 1 + i};
         run_mixed(r, 132, ROWS_FEW);
         check_same(r, first, "by ways");

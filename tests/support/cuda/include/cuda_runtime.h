@@ -22,7 +22,8 @@
 #define __shared__ static
 #define __managed__
 #define __launch_bounds__(...)
-#define __forceinline__ inline __attribute__((always_inline))
+/* The compiler knows better: where it obeyed, it took four times as long for the same speed. */
+#define __forceinline__ inline
 #define __align__(n)    __attribute__((aligned(n)))
 
 #define CUDA_VECTOR(type, name, align2, align4)                                                    \

@@ -163,7 +163,7 @@ static __device__ void store_heads(const cuda_cache &c, const struct cuda_attend
 
 /* Numbers between rows of heads in shared memory: 8 more, so that lanes of different rows use
  * different banks. */
-static __device__ inline uint32_t heads_stride(const cuda_cache &c)
+static __host__ __device__ inline uint32_t heads_stride(const cuda_cache &c)
 {
     return c.dim_v + 8;
 }

@@ -30,7 +30,7 @@ static __host__ __device__ inline uint32_t stream_slot_bytes(const cuda_cache &c
 }
 static __host__ __device__ inline uint32_t stream_warp_bytes(const cuda_cache &c, uint32_t slots)
 {
-    const uint32_t heads = CUDA_PAIRS * (c.dim_v + 8) * (uint32_t)sizeof(float);
+    const uint32_t heads = CUDA_PAIRS * heads_stride(c) * (uint32_t)sizeof(float);
     return max(slots * stream_slot_bytes(c), heads);
 }
 static inline uint32_t stream_shared_bytes(const cuda_cache &c, uint32_t warps, uint32_t slots)

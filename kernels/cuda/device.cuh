@@ -352,14 +352,6 @@ static __device__ inline void cuda_bulk_close(cuda_barrier *b, uint32_t lane)
 #endif
 }
 
-/* After a warp has written to shared memory, and met: it may be where bulk copies go. */
-static __device__ inline void cuda_bulk_after_stores(void)
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-}
-
 /* The same by one lane alone, on 9.0 and newer, of what nobody reads again: it is the first that
  * the second-level cache forgets. Expect the sum of their bytes, the copies, expected; the barrier
  * counts 1. */
@@ -382,6 +374,14 @@ static __device__ inline void cuda_bulk_one(void *shared, const void *global, ui
 }
 static __device__ inline void cuda_bulk_expected(cuda_barrier *b)
 {
+}
+
+/* After a warp has written to shared memory, and met: it may be where bulk copies go. */
+static __device__ inline void cuda_bulk_after_stores(void)
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
 }
 
 static __device__ inline float cuda_exp2(float x) /* 2 ulp; exactly 1 at 0, 0 at -infinity */
